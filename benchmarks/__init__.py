@@ -1,0 +1,1 @@
+"""How fast the parts are, measured against others on the same machine in the same run."""

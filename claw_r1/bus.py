@@ -1,0 +1,394 @@
+"""Records reach the broker and come back: the one place that configures Kafka clients.
+
+Producers are idempotent with acks=all and linger 0; a send has one deadline over both the hand-over and the acknowledgement,
+since an idempotent producer's futures never fail while the broker is away.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import (
+    IllegalStateError,
+    KafkaConnectionError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    TopicAlreadyExistsError,
+    for_code,
+)
+from aiokafka.partitioner import murmur2
+from aiokafka.structs import RecordMetadata
+
+from claw_r1.codec import MAX_RECORD_BYTES, Headers, Record
+from claw_r1.errors import DependencyUnreachable, InvalidRecord, RetryableError, UserError
+from claw_r1.topics import Topic
+
+log = logging.getLogger("claw.bus")
+
+FETCH_BYTES = MAX_RECORD_BYTES + 65_536
+START_DEADLINE = 45.0
+"""Seconds for a client's start: longer than a broker takes to end the transaction of a producer that was killed."""
+STOP_DEADLINE = 5.0
+
+
+async def start_producer(
+    kafka: str, *, client_id: str, transactional_id: str | None = None, transaction_timeout: float = 15.0
+) -> AIOKafkaProducer:
+    """A started idempotent producer; with `transactional_id`, it has fenced every earlier one of that id.
+
+    Raises DependencyUnreachable if no broker answers.
+    """
+    producer = AIOKafkaProducer(
+        bootstrap_servers=kafka,
+        client_id=client_id,
+        acks="all",
+        enable_idempotence=True,
+        linger_ms=0,
+        max_batch_size=1024 * 1024,
+        max_request_size=MAX_RECORD_BYTES,
+        transactional_id=transactional_id,
+        transaction_timeout_ms=int(transaction_timeout * 1000),
+    )
+    async with _starting(kafka):
+        try:
+            await producer.start()
+        except BaseException:
+            await stop_producer(producer)
+            raise
+    return producer
+
+
+async def start_consumer(
+    kafka: str,
+    *topics: str,
+    client_id: str,
+    group: str | None = None,
+    committed_only: bool = True,
+    **more: object,
+) -> AIOKafkaConsumer:
+    """A started consumer that commits nothing by itself and begins at the log's start; `more` goes to aiokafka.
+
+    Raises DependencyUnreachable if no broker answers.
+    """
+    options = {
+        "auto_offset_reset": "earliest",
+        "max_partition_fetch_bytes": FETCH_BYTES,
+        "fetch_max_bytes": 4 * FETCH_BYTES,
+    } | more
+    consumer = AIOKafkaConsumer(
+        *topics,
+        bootstrap_servers=kafka,
+        client_id=client_id,
+        group_id=group,
+        enable_auto_commit=False,
+        isolation_level="read_committed" if committed_only else "read_uncommitted",
+        **options,
+    )
+    async with _starting(kafka):
+        try:
+            await consumer.start()
+        except BaseException:
+            await stop_consumer(consumer)
+            raise
+    return consumer
+
+
+async def stop_consumer(consumer: AIOKafkaConsumer, *, deadline: float = STOP_DEADLINE) -> None:
+    """Stop a consumer, also while the broker is away.
+
+    aiokafka's own stop then ends in a CancelledError that nobody asked for, with its connections still open.
+    """
+    stopping = asyncio.ensure_future(consumer.stop())
+    await asyncio.wait([stopping], timeout=deadline)
+    if not stopping.done():
+        stopping.cancel()
+    elif not stopping.cancelled() and stopping.exception() is None:
+        return
+    await consumer._client.close()
+
+
+async def stop_producer(producer: AIOKafkaProducer, *, deadline: float = STOP_DEADLINE) -> None:
+    """Stop a producer; what it could not flush within `deadline` seconds is given up, and not acknowledged to anyone.
+
+    Given up means never sent: neither its sender nor its connections are left behind.
+    """
+    stopping = asyncio.ensure_future(producer.stop())
+    await asyncio.wait([stopping], timeout=deadline)
+    if not stopping.done():
+        log.warning("a producer did not flush in time", extra={"deadline": deadline})
+        stopping.cancel()
+    elif not stopping.cancelled() and (error := stopping.exception()) is not None:
+        log.warning("a producer failed at its stop", extra={"error": repr(error)})
+    else:
+        return
+    # Closing the connections fails what the sender has on the way, failing the batches what waits to be flushed.
+    await producer.client.close()
+    producer._message_accumulator.fail_all(KafkaError("the producer was stopped"))
+    if (sender := producer._sender.sender_task) is not None and not sender.done():
+        sender.cancel()
+        await asyncio.wait([sender], timeout=deadline)
+
+
+@contextlib.asynccontextmanager
+async def _starting(kafka: str) -> AsyncIterator[None]:
+    """Within START_DEADLINE: aiokafka looks for a transaction's coordinator for ever."""
+    try:
+        async with asyncio.timeout(START_DEADLINE):
+            yield
+    except (KafkaConnectionError, TimeoutError) as error:
+        raise DependencyUnreachable(
+            f"no Kafka broker answers at {kafka} ({error!r}). Start one with `claw up`, or say which with --kafka HOST:PORT "
+            "or CLAW_KAFKA."
+        ) from error
+
+
+def is_broken(producer: AIOKafkaProducer) -> bool:
+    """Whether an error that it cannot get over (fenced, out of order) has ended the producer: each send fails from then on."""
+    task = producer._sender.sender_task
+    return task is None or bool(task.done())
+
+
+async def track_topics(producer: AIOKafkaProducer, *topics: str) -> None:
+    """Make the producer keep the metadata of these topics; to be called before the first send to each.
+
+    aiokafka learns all topics when it connects but refreshes only those it tracks: once it tracks another topic, records
+    that wait for an untracked one have no leader and wait for ever.
+    """
+    client = producer.client
+    for topic in topics:
+        if topic not in client._topics:
+            await client.add_topic(topic)
+
+
+async def publish(
+    producer: AIOKafkaProducer, topic: str, record: Record, *, deadline: float, partition: int | None = None
+) -> RecordMetadata:
+    """Send one record and wait until the broker acknowledged it; `deadline` in seconds covers both.
+
+    Raises InvalidRecord("too_large"), or RetryableError: then the record may still arrive, and readers deduplicate by id.
+    """
+    try:
+        async with asyncio.timeout(deadline):
+            await track_topics(producer, topic)
+            future = await producer.send(
+                topic, record.value, key=record.key, headers=record.headers, partition=partition
+            )
+            return await asyncio.shield(future)
+    except MessageSizeTooLargeError as error:
+        raise InvalidRecord("too_large", f"the broker refuses a record of {len(record.value)} bytes") from error
+    except TimeoutError as error:
+        raise RetryableError(f"the broker did not acknowledge a record on {topic} within {deadline:g} s") from error
+    except KafkaError as error:
+        raise RetryableError(f"the broker refused a record on {topic}: {error!r}") from error
+
+
+async def send(
+    producer: AIOKafkaProducer,
+    topic: str,
+    key: bytes | None,
+    value: bytes | None,
+    headers: Headers = (),
+) -> asyncio.Future[RecordMetadata]:
+    """Hand one record over, None being a tombstone's value; what is returned is done when the broker acknowledged it.
+
+    Neither has a deadline: both wait for as long as the broker is away. Raises KafkaError.
+    """
+    await track_topics(producer, topic)
+    known = producer.client.cluster.partitions_for_topic(topic)
+    partition = None if key is None or not known else partition_of(key, len(known))
+    future: asyncio.Future[RecordMetadata] = await producer.send(
+        topic, value, key=key, headers=headers, partition=partition
+    )
+    return future
+
+
+@lru_cache(maxsize=65_536)
+def partition_of(key: bytes, partitions: int) -> int:
+    """Where a key's records lie, as Kafka's clients agree on it; remembered, since aiokafka works it out in Python."""
+    return int(murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+@dataclass(frozen=True)
+class TopicDrift:
+    """A difference between a topic on the broker and the list."""
+
+    topic: str
+    what: str
+    wanted: str
+    found: str | None
+    fatal: bool = False
+
+
+@contextlib.asynccontextmanager
+async def admin(kafka: str) -> AsyncIterator[AIOKafkaAdminClient]:
+    """A started admin client. Raises DependencyUnreachable if no broker answers."""
+    client = AIOKafkaAdminClient(bootstrap_servers=kafka, client_id="claw-admin")
+    async with _starting(kafka):
+        try:
+            await client.start()
+        except BaseException:
+            await client.close()
+            raise
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def diff_topics(kafka: str, wanted: Iterable[Topic]) -> list[TopicDrift]:
+    """What differs from the list: missing topics, other partition counts (fatal: a key would move), other settings."""
+    wanted = list(wanted)
+    drifts: list[TopicDrift] = []
+    async with admin(kafka) as client:
+        there = {t["topic"]: len(t["partitions"]) for t in await client.describe_topics() if t["error_code"] == 0}
+        present = [topic for topic in wanted if topic.name in there]
+        configs = await _read_configs(client, [topic.name for topic in present])
+        for topic in wanted:
+            if topic.name not in there:
+                drifts.append(TopicDrift(topic.name, "topic", "exists", None))
+                continue
+            if there[topic.name] != topic.partitions:
+                found = str(there[topic.name])
+                drifts.append(TopicDrift(topic.name, "partitions", str(topic.partitions), found, fatal=True))
+            for key, value in topic.config.items():
+                if configs[topic.name].get(key) != value:
+                    drifts.append(TopicDrift(topic.name, key, value, configs[topic.name].get(key)))
+    return drifts
+
+
+async def _read_configs(client: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    if not names:
+        return {}
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    found: dict[str, dict[str, str]] = {}
+    for response in await client.describe_configs(resources):
+        for _code, _message, _kind, name, entries in response.resources:
+            found[name] = {entry[0]: entry[1] for entry in entries}
+    return found
+
+
+async def apply_topics(kafka: str, wanted: Iterable[Topic], *, replication: int = 1) -> list[TopicDrift]:
+    """Create what is missing and mend settings; returns what was changed.
+
+    Raises UserError, and changes nothing, if a partition count differs: growth is a new generation of the topic.
+    """
+    wanted = list(wanted)
+    drifts = await diff_topics(kafka, wanted)
+    if fatal := [d for d in drifts if d.fatal]:
+        first = fatal[0]
+        raise UserError(
+            f"{first.topic} has {first.found} partitions, not {first.wanted}: changing that would move keys. Keep the number "
+            "that the topic was made with (--partitions), or start a new generation of the topic."
+        )
+    by_name = {topic.name: topic for topic in wanted}
+    async with admin(kafka) as client:
+        missing = [by_name[d.topic] for d in drifts if d.what == "topic"]
+        await _create(client, missing, replication)
+        for name in {d.topic for d in drifts if d.what != "topic"}:
+            resource = ConfigResource(ConfigResourceType.TOPIC, name, configs=by_name[name].config)
+            await client.alter_configs([resource])
+    return drifts
+
+
+async def _create(client: AIOKafkaAdminClient, topics: Sequence[Topic], replication: int) -> None:
+    if not topics:
+        return
+    new = [NewTopic(t.name, t.partitions, replication, topic_configs=t.config) for t in topics]
+    response = await client.create_topics(new)
+    for name, code, *message in response.topic_errors:
+        if code and for_code(code) is not TopicAlreadyExistsError:
+            raise UserError(f"the broker did not create {name}: {for_code(code).__name__} {message}")
+
+
+async def ensure_topic(kafka: str, topic: Topic) -> None:
+    """Create a topic unless it is there."""
+    async with admin(kafka) as client:
+        await _create(client, [topic], 1)
+
+
+async def committed_offsets(
+    kafka: str, group: str, partitions: Sequence[TopicPartition], *, deadline: float = 30.0
+) -> dict[TopicPartition, int | None]:
+    """The offsets that a group has committed, None where it has none; also on a broker that only just came up.
+
+    Raises DependencyUnreachable, or RetryableError if the group's coordinator stays away for `deadline` seconds.
+    """
+    try:
+        async with asyncio.timeout(deadline), admin(kafka) as client:
+            while True:
+                try:
+                    found = await client.list_consumer_group_offsets(group, partitions=list(partitions))
+                    break
+                except KafkaError as error:
+                    if not error.retriable:
+                        raise
+                    await asyncio.sleep(0.2)
+    except (KafkaError, TimeoutError) as error:
+        raise RetryableError(f"the broker does not tell the offsets of group {group}: {error!r}") from error
+    offsets = {partition: found[partition].offset for partition in partitions if partition in found}
+    return {partition: None if (offset := offsets.get(partition, -1)) < 0 else offset for partition in partitions}
+
+
+async def end_offsets(consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+    """Next offset to be written, per partition; with read_committed, the last stable offset."""
+    ends: dict[TopicPartition, int] = await consumer.end_offsets(list(partitions))
+    return ends
+
+
+async def read_range(
+    consumer: AIOKafkaConsumer, partition: TopicPartition, start: int, end: int, *, stall: float = 30.0
+) -> AsyncIterator[list[ConsumerRecord]]:
+    """The records of one assigned partition in [start, end), in lists; offsets may have gaps (compaction, transactions).
+
+    Raises RetryableError if nothing comes for `stall` seconds.
+    """
+    if start >= end:
+        return
+    consumer.seek(partition, start)
+    loop = asyncio.get_running_loop()
+    last = loop.time()
+    while await consumer.position(partition) < end:
+        records = (await consumer.getmany(partition, timeout_ms=200)).get(partition, [])
+        wanted = [record for record in records if record.offset < end]
+        if wanted:
+            yield wanted
+        if records:
+            last = loop.time()
+        elif loop.time() - last > stall and await consumer.position(partition) < end:
+            raise RetryableError(f"{partition.topic}[{partition.partition}] gave nothing for {stall:g} s below {end}")
+
+
+async def read_topic(kafka: str, topic: str, *, client_id: str) -> list[ConsumerRecord]:
+    """Every committed record that a (small) topic holds now, partition by partition. Raises UserError if it is missing."""
+    consumer = await start_consumer(kafka, client_id=client_id)
+    try:
+        numbers = await partitions_of(consumer, topic)
+        partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
+        consumer.assign(partitions)
+        starts = await consumer.beginning_offsets(partitions)
+        ends = await end_offsets(consumer, partitions)
+        return [
+            record
+            for partition in partitions
+            async for records in read_range(consumer, partition, starts[partition], ends[partition])
+            for record in records
+        ]
+    finally:
+        await stop_consumer(consumer)
+
+
+async def partitions_of(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
+    """The numbers of a topic's partitions. Raises UserError if the broker does not have it."""
+    with contextlib.suppress(IllegalStateError):
+        await consumer._client.force_metadata_update()
+    await consumer._client.fetch_all_metadata()
+    numbers = consumer._client.cluster.partitions_for_topic(topic)
+    if not numbers:
+        raise UserError(f"the broker has no topic {topic}: create it with `claw topics apply`")
+    return set(numbers)

@@ -1,0 +1,169 @@
+"""`claw decide`: a person's word on a step, a trajectory or a group, or on all trajectories that conditions find."""
+
+import asyncio
+import getpass
+import json
+import sys
+import time
+from typing import Annotated, Any, get_args
+
+import msgspec
+import typer
+from pydantic import ValidationError
+
+from claw_r1 import bus
+from claw_r1.cli.address import clickhouse_address, database_name, kafka_address
+from claw_r1.clickhouse import ClickHouse
+from claw_r1.codec import encode
+from claw_r1.dry_run import list_untold, matching_sql
+from claw_r1.events import Decision
+from claw_r1.ids import check_id, derived_id, new_id
+from claw_r1.recipes import Recipe
+from claw_r1.rules import Condition
+from claw_r1.topics import EVENTS
+
+ACTIONS = get_args(Decision.model_fields["action"].annotation)
+NUMBERED, WORDED = ("override_reward", "quality"), ("relabel", "tag", "note")
+
+
+def decide(
+    action: Annotated[str, typer.Argument(help=f"What is decided: {', '.join(ACTIONS)}.")],
+    run: Annotated[str, typer.Option("--run", help="The run.")] = "default",
+    prompt: Annotated[str | None, typer.Option("--prompt", help="The prompt: the decision is about its group.")] = None,
+    trajectory: Annotated[str | None, typer.Option("--trajectory", help="About one trajectory of the prompt.")] = None,
+    step: Annotated[str | None, typer.Option("--step", help="About one step of the trajectory.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where", help="Instead of a prompt: 'FIELD OP VALUE', of ended trajectories; repeated, all hold."
+        ),
+    ] = None,
+    channel: Annotated[str, typer.Option("--channel", help="With --where: the channel.")] = "train",
+    value: Annotated[
+        str | None, typer.Option("--value", help="A number (override_reward, quality) or a text (relabel, tag, note).")
+    ] = None,
+    undoes: Annotated[
+        str | None, typer.Option("--undoes", help="undo: the id of the decision that becomes void.")
+    ] = None,
+    author: Annotated[str | None, typer.Option("--author", help="Who decides (default: the user's name).")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="Why.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be decided, and write nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    kafka: Annotated[
+        str | None, typer.Option("--kafka", help="Broker, HOST:PORT (default: CLAW_KAFKA, or the running stack).")
+    ] = None,
+    clickhouse: Annotated[
+        str | None,
+        typer.Option(
+            "--clickhouse", help="With --where: ClickHouse URL (default: CLAW_CLICKHOUSE, or the running stack)."
+        ),
+    ] = None,
+    database: Annotated[str | None, typer.Option("--database", help="With --where: database of the pool.")] = None,
+) -> None:
+    """Write decisions to the log: before their group is emitted they change it, afterwards its recipes are told."""
+    if (prompt is None) == (not where):
+        raise typer.BadParameter("say which: --prompt PROMPT, or --where CONDITION", param_hint="--prompt")
+    if (step is not None and trajectory is None) or (trajectory is not None and prompt is None):
+        raise typer.BadParameter("a step needs its --trajectory, a trajectory its --prompt", param_hint="--step")
+    for name, given in (("--run", run), ("--prompt", prompt), ("--trajectory", trajectory)):
+        if given is not None:
+            check_id(name, given)
+    said = {"action": action, "value": read_value(action, value), "undoes": undoes, "reason": reason, "step_id": step}
+    if (action == "undo") != (undoes is not None):
+        raise typer.BadParameter("undo takes the id of a decision, other actions take none", param_hint="--undoes")
+    said["author"] = author or getpass.getuser()
+    if prompt is not None:
+        subjects: list[tuple[str, str | None]] = [(prompt, trajectory)]
+    else:
+        recipe = Recipe(name="decide", run_id=run, channel=channel, filters=tuple(map(read_condition, where or ())))
+        subjects = asyncio.run(_find(clickhouse_address(clickhouse), database_name(database), recipe))
+    decisions = make_decisions(run, subjects, said, time.time())
+    if not dry_run:
+        asyncio.run(_write(kafka_address(kafka), decisions))
+    _show(decisions, as_json=as_json, written=not dry_run)
+
+
+def read_value(action: str, value: str | None) -> str | float | None:
+    """The value as the action takes it. Raises BadParameter if it is none that it can take."""
+    if action not in ACTIONS:
+        raise typer.BadParameter(f"{action} is not one of {', '.join(ACTIONS)}", param_hint="ACTION")
+    if action in WORDED and not value:
+        raise typer.BadParameter(f"{action} needs a text", param_hint="--value")
+    if action == "quality" and value is None:
+        raise typer.BadParameter("quality needs a number", param_hint="--value")
+    if action not in (*WORDED, *NUMBERED) and value is not None:
+        raise typer.BadParameter(f"{action} takes no value", param_hint="--value")
+    if action in NUMBERED and value is not None:
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if number - number != 0:  # infinite or none
+            raise typer.BadParameter(f"{value!r} is not a number", param_hint="--value")
+        return number
+    return value
+
+
+def read_condition(text: str) -> Condition:
+    """`reward lt 0.5`: field, op, and a value in YAML. Raises BadParameter naming what is wrong."""
+    words = text.split(None, 2)
+    try:
+        fields: dict[str, Any] = dict(zip(("field", "op"), words, strict=False))
+        if len(words) > 2:
+            fields["value"] = msgspec.yaml.decode(words[2])
+        condition = Condition.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        raise typer.BadParameter(f"{text!r}: {first['loc'][0]}: {message}", param_hint="--where") from error
+    except msgspec.DecodeError as error:
+        raise typer.BadParameter(f"{text!r}: the value is no YAML", param_hint="--where") from error
+    if condition.level == "group":
+        raise typer.BadParameter(
+            f"{condition.field} is a field of groups; trajectories are asked for", param_hint="--where"
+        )
+    return condition
+
+
+def make_decisions(run: str, subjects: list[tuple[str, str | None]], said: dict[str, Any], at: float) -> list[Decision]:
+    """One decision for each (prompt, trajectory); all of one call are told by one id in theirs."""
+    call = new_id()
+    return [
+        Decision(
+            fact_id=derived_id("decision", call, run, prompt, trajectory),
+            run_id=run,
+            at=at,
+            prompt_uid=prompt,
+            trajectory_uid=trajectory,
+            **said,
+        )
+        for prompt, trajectory in subjects
+    ]
+
+
+async def _find(url: str, database: str, recipe: Recipe) -> list[tuple[str, str | None]]:
+    if untold := list_untold(recipe):
+        raise typer.BadParameter(f"the pool does not tell {', '.join(untold)}", param_hint="--where")
+    async with await ClickHouse.connect(url, database, timeout=300) as client:
+        return [(prompt, trajectory) for prompt, trajectory in (await client.query(matching_sql(recipe))).rows]
+
+
+async def _write(kafka: str, decisions: list[Decision]) -> None:
+    producer = await bus.start_producer(kafka, client_id="claw-decide")
+    try:
+        for decision in decisions:
+            await bus.publish(producer, EVENTS, encode(decision, source="claw/decide"), deadline=30)
+    finally:
+        await bus.stop_producer(producer)
+
+
+def _show(decisions: list[Decision], *, as_json: bool, written: bool) -> None:
+    if as_json:
+        shown = [
+            {"fact_id": d.fact_id, "prompt_uid": d.prompt_uid, "trajectory_uid": d.trajectory_uid} for d in decisions
+        ]
+        print(json.dumps({"written": written, "decisions": shown}))
+        return
+    for decision in decisions:
+        print(decision.fact_id, decision.prompt_uid, decision.trajectory_uid or "")
+    print(f"{len(decisions)} decisions {'written' if written else 'would be written'}", file=sys.stderr)

@@ -1,0 +1,34 @@
+"""`claw migrate`: bring the pool's tables and views to this version's schema."""
+
+import asyncio
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from claw_r1.cli.address import clickhouse_address, database_name
+
+
+def migrate(
+    clickhouse: Annotated[
+        str | None,
+        typer.Option("--clickhouse", help="ClickHouse URL (default: CLAW_CLICKHOUSE, or the running stack)."),
+    ] = None,
+    database: Annotated[str | None, typer.Option("--database", help="Database of the pool.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be applied, and change nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Apply the numbered SQL files that the database lacks; an applied file that changed is refused."""
+    from sinks import migrations
+
+    url, name = clickhouse_address(clickhouse), database_name(database)
+    files = asyncio.run(migrations.list_pending(url, name) if dry_run else migrations.apply(url, name))
+    if as_json:
+        document = [{"id": file.id, "name": file.name, "sha256": file.sha256} for file in files]
+        print(json.dumps({"database": name, "dry_run": dry_run, "migrations": document}))
+        return
+    for file in files:
+        print(f"{file.name} {'would be applied' if dry_run else 'applied'}")
+    if not files:
+        print(f"the database {name} is up to date", file=sys.stderr)

@@ -1,0 +1,140 @@
+"""`claw recipes`: say what a trainer wants, and see what is in force."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from pydantic import ValidationError
+
+from claw_r1 import registry
+from claw_r1.cli.address import clickhouse_address, database_name, kafka_address
+from claw_r1.clickhouse import ClickHouse
+from claw_r1.dry_run import dry_run_sql, list_untold
+from claw_r1.errors import UserError
+from claw_r1.recipes import Recipe, list_unhonoured
+
+app = typer.Typer(help="Apply, try, list and delete recipes.", no_args_is_help=True)
+
+Kafka = Annotated[
+    str | None, typer.Option("--kafka", help="Broker, HOST:PORT (default: CLAW_KAFKA, or the running stack).")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a YAML or JSON file. Raises UserError naming the field that is wrong."""
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
+        fields: Any = json.loads(text) if path.suffix == ".json" else msgspec.yaml.decode(text)
+        if not isinstance(fields, dict):
+            raise UserError(f"{path} is not a recipe: it must hold fields, `name` among them")
+        recipe = Recipe.model_validate(fields)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, msgspec.DecodeError) as error:
+        if isinstance(error, ValidationError):
+            wrong = "; ".join(_fault(e["loc"], e["msg"]) for e in error.errors())
+            raise UserError(f"{path} is not a recipe: {wrong}") from error
+        raise UserError(f"{path} is neither YAML nor JSON: {error}") from error
+    if unhonoured := list_unhonoured(recipe):
+        raise UserError(f"{path} asks for what is not done yet: {'; '.join(unhonoured)}")
+    return recipe
+
+
+def _fault(place: tuple[int | str, ...], message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    named = [str(part) for part in place if part != "[key]"]
+    return f"{'.'.join(named)}: {message}" if named else message
+
+
+@app.command()
+def apply(
+    file: Annotated[Path, typer.Argument(help="Recipe file, YAML or JSON; - reads standard input.")],
+    kafka: Kafka = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file, and write nothing.")] = False,
+    wait: Annotated[float, typer.Option("--wait", min=0.1, help="Seconds to wait for the stream workers.")] = 30.0,
+) -> None:
+    """Put a recipe in force: it judges the groups that begin from now on."""
+    recipe = read_recipe(file)
+    if dry_run:
+        print(recipe.model_dump_json(indent=1))
+        return
+    version = asyncio.run(registry.apply_recipe(kafka_address(kafka), recipe, deadline=wait))
+    print(f"recipe {recipe.name} version {version} is in force for run {recipe.run_id}, channel {recipe.channel}")
+
+
+@app.command("dry-run")
+def dry_run(
+    file: Annotated[Path, typer.Argument(help="Recipe file, YAML or JSON; - reads standard input.")],
+    clickhouse: Annotated[
+        str | None,
+        typer.Option("--clickhouse", help="ClickHouse URL (default: CLAW_CLICKHOUSE, or the running stack)."),
+    ] = None,
+    database: Annotated[str | None, typer.Option("--database", help="Database of the pool.")] = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Longest wait, seconds.")] = 300.0,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the pool what would become of the run's ended trajectories and their groups, by reason; nothing is changed."""
+    recipe = read_recipe(file)
+    if untold := list_untold(recipe):
+        raise UserError(f"the pool does not tell {', '.join(untold)}: leave these filters out to try the others")
+    found = asyncio.run(_ask(clickhouse_address(clickhouse), database_name(database), dry_run_sql(recipe), timeout))
+    if as_json:
+        print(json.dumps({"recipe": recipe.name, "run_id": recipe.run_id, "channel": recipe.channel, "counts": found}))
+        return
+    for row in found:
+        print(f"{row['number']:>10}  {row['about']:<10}  {row['outcome']:<9}  {row['reason']}")
+    if not found:
+        print(f"the pool has no ended trajectory of run {recipe.run_id}, channel {recipe.channel}", file=sys.stderr)
+    missing = sum(row["number"] for row in found if row["about"] == "trajectory" and row["reason"] == "reward_missing")
+    if missing and missing == sum(row["number"] for row in found if row["about"] == "trajectory"):
+        wanted = ", ".join(recipe.rewards.required) or "any source"
+        print(f"no trajectory has a reward of {wanted}: nothing produces what the recipe requires", file=sys.stderr)
+
+
+async def _ask(url: str, database: str, question: str, timeout: float) -> list[dict[str, Any]]:
+    async with await ClickHouse.connect(url, database, timeout=timeout) as client:
+        return (await client.query(question)).dicts()
+
+
+@app.command("list")
+def list_recipes(kafka: Kafka = None, as_json: AsJson = False) -> None:
+    """Show the recipes in force."""
+    found = asyncio.run(registry.active_recipes(kafka_address(kafka)))
+    if as_json:
+        print(
+            json.dumps([{"version": k.version, "recipe": k.recipe.model_dump(mode="json")} for k in found if k.recipe])
+        )
+        return
+    for known in found:
+        recipe = known.recipe
+        assert recipe is not None
+        print(
+            f"{recipe.name} v{known.version}: {recipe.algorithm}, run {recipe.run_id}, channel {recipe.channel}, "
+            f"groups of {recipe.group.size}, {recipe.batch.groups} groups a batch"
+            + (f", {len(recipe.filters)} filters" if recipe.filters else "")
+            + (", reviewed" if recipe.review == "required" else "")
+        )
+    if not found:
+        print("no recipe is in force; `claw recipes apply FILE` sets one", file=sys.stderr)
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="Recipe.")], kafka: Kafka = None) -> None:
+    """Print one recipe as JSON."""
+    for known in asyncio.run(registry.active_recipes(kafka_address(kafka))):
+        if known.name == name and known.recipe is not None:
+            print(known.recipe.model_dump_json(indent=1))
+            return
+    raise UserError(f"there is no recipe {name}: `claw recipes list` shows those there are")
+
+
+@app.command()
+def delete(name: Annotated[str, typer.Argument(help="Recipe.")], kafka: Kafka = None) -> None:
+    """End a recipe: groups that begin from now on are not judged by it. Its topic and its batches stay."""
+    version = asyncio.run(registry.delete_recipe(kafka_address(kafka), name))
+    print(f"recipe {name} ended with version {version}")

@@ -1,0 +1,55 @@
+"""`claw sql`: a question in SQL, the pool's answer on stdout."""
+
+import asyncio
+import sys
+from typing import Annotated
+
+import typer
+
+from claw_r1.cli.address import clickhouse_address, database_name
+from claw_r1.clickhouse import ClickHouse, QueryRefused
+from claw_r1.errors import UserError
+
+UNKNOWN_TABLE, UNKNOWN_DATABASE = 60, 81
+
+
+def sql(
+    statement: Annotated[str, typer.Argument(help="The SQL; - reads it from stdin.")],
+    output_format: Annotated[
+        str | None,
+        typer.Option("--format", help="ClickHouse output format (default: a table on a terminal, else TSVWithNames)."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document: meta, data, rows.")] = False,
+    clickhouse: Annotated[
+        str | None,
+        typer.Option("--clickhouse", help="ClickHouse URL (default: CLAW_CLICKHOUSE, or the running stack)."),
+    ] = None,
+    database: Annotated[str | None, typer.Option("--database", help="Database of the pool.")] = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Longest wait, seconds.")] = 300.0,
+) -> None:
+    """Ask the pool: `claw sql "SELECT count() FROM steps FINAL"`."""
+    text = (sys.stdin.read() if statement == "-" else statement).strip()
+    if not text:
+        raise typer.BadParameter("the statement is empty", param_hint="STATEMENT")
+    if as_json and output_format:
+        raise typer.BadParameter("--json and --format exclude each other", param_hint="--format")
+    wanted = "JSON" if as_json else output_format or _default_format()
+    answer = asyncio.run(_ask(clickhouse_address(clickhouse), database_name(database), text, wanted, timeout))
+    sys.stdout.buffer.write(answer)
+    sys.stdout.buffer.flush()
+
+
+def _default_format() -> str:
+    return "PrettyCompactMonoBlock" if sys.stdout.isatty() else "TSVWithNames"
+
+
+async def _ask(url: str, database: str, text: str, output_format: str, timeout: float) -> bytes:
+    async with await ClickHouse.connect(url, database, timeout=timeout) as client:
+        try:
+            return await client.raw(text, output_format, settings={"output_format_json_quote_64bit_integers": 0})
+        except QueryRefused as error:
+            if error.code == UNKNOWN_DATABASE:
+                raise UserError(f"{error}\nThe pool is not there yet: `claw migrate` makes it.") from error
+            if error.code == UNKNOWN_TABLE:
+                raise UserError(f'{error}\n`claw sql "SHOW TABLES"` lists what there is.') from error
+            raise

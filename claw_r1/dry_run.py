@@ -1,0 +1,299 @@
+"""A recipe is asked of the pool: what would become of the trajectories that have ended, and of their groups, by reason.
+
+Pure: it makes the question; the answer has one row for each (about, outcome, reason) with their number. Rewards, ends,
+annotations, people's decisions, filters, sizes, reviews and picks are judged as the streams judge them, as if nothing more
+came and every deadline had passed. Not told: trajectories that never ended; and what only tokens tell, that is whether all
+of them are masked or a sample is too large. A lost context is told as `incomplete`.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from claw_r1.recipes import Recipe
+from claw_r1.rules import Condition, Level, compile_sql, find_field, sql_literal
+
+
+def list_untold(recipe: Recipe) -> list[str]:
+    """Fields of filters that the pool does not know, so that a dry run cannot judge them."""
+    named = [(c.field, find_field(c.field)) for c in recipe.filters]
+    return [name for name, field in named if field is not None and not field.in_pool]
+
+
+def dry_run_sql(recipe: Recipe) -> str:
+    """The question, in ClickHouse's SQL, of the pool's tables: columns `about` (group, trajectory), `outcome` (emitted,
+    discarded, held), `reason` and `number`."""
+    return (_KNOWN + _JUDGED).format_map(_parts(recipe))
+
+
+def matching_sql(recipe: Recipe) -> str:
+    """The ended trajectories of the recipe's run and channel for which its filters on trajectories hold: prompt_uid and
+    trajectory_uid, in order."""
+    holds = " AND ".join(compile_sql(c) for c in recipe.filters if c.level == "trajectory") or "1"
+    known = _KNOWN.rstrip().removesuffix(",").format_map(_parts(recipe))
+    return f"{known}\nSELECT prompt_uid, trajectory_uid FROM weighed WHERE {holds} ORDER BY prompt_uid, trajectory_uid"
+
+
+def _parts(recipe: Recipe) -> dict[str, object]:
+    return {
+        "run": sql_literal(recipe.run_id),
+        "channel": sql_literal(recipe.channel),
+        "weight": _weights(recipe),
+        "required": _texts(recipe.rewards.required),
+        "arrays": _texts(recipe.annotations.required),
+        "discarded_ends": _texts(end for end, fate in recipe.group.on_end.items() if fate == "discard"),
+        "zero": int(recipe.rewards.on_missing == "zero"),
+        "mask": int(recipe.rewards.on_missing == "mask"),
+        "mask_arrays": int(recipe.annotations.on_missing == "mask"),
+        "trajectory_filter": _first_failing(recipe.filters, "trajectory"),
+        "group_filter": _first_failing(recipe.filters, "group"),
+        "least": recipe.group.least,
+        "unpicked": _unpicked(recipe),
+        "picked": _picked(recipe),
+        "review": int(recipe.review == "required"),
+    }
+
+
+def _weights(recipe: Recipe) -> str:
+    pairs = "".join(f"s = {sql_literal(s)}, {sql_literal(w)}, " for s, w in recipe.rewards.weights.items())
+    return f"multiIf({pairs}1.0)" if pairs else "1.0"
+
+
+def _texts(texts: Iterable[str]) -> str:
+    return f"CAST([{', '.join(sql_literal(text) for text in texts)}], 'Array(String)')"
+
+
+def _first_failing(filters: Iterable[Condition], level: Level) -> str:
+    """The reason of the first condition that does not hold, else an empty text."""
+    cases = "".join(f"NOT {compile_sql(c)}, {sql_literal(c.reason)}, " for c in filters if c.level == level)
+    return f"multiIf({cases}'')" if cases else "''"
+
+
+def _unpicked(recipe: Recipe) -> str:
+    """Why nothing of a group is picked, else an empty text; over the rewards of its trainable trajectories."""
+    rule = recipe.pick
+    if rule.how == "pair":
+        gap = f"arrayMax(rewards_kept) - arrayMin(rewards_kept) > {sql_literal(rule.min_gap)}"
+        return f"if(length(rewards_kept) < 2 OR NOT ({gap}), 'no_pair', '')"
+    if rule.how == "label" or rule.min_reward is None:
+        return "''"
+    return f"if(arrayExists(r -> r >= {sql_literal(rule.min_reward)}, rewards_kept), '', 'nothing_picked')"
+
+
+def _picked(recipe: Recipe) -> str:
+    """Whether a trainable member `m` is picked; `place` counts from 1 by falling reward, then by id."""
+    rule = recipe.pick
+    if rule.how == "pair":
+        return "(place = 1 OR place = n_trainable)"
+    good = "1" if rule.how == "label" or rule.min_reward is None else f"m.2 >= {sql_literal(rule.min_reward)}"
+    return f"({good} AND place <= {rule.count})" if rule.how == "best" else good
+
+
+_KNOWN: Final = """
+WITH
+    ended AS (
+        SELECT prompt_uid, group_id, trajectory_uid, task_id, status, complete, metadata
+        FROM trajectories FINAL
+        WHERE run_id = {run} AND ifNull(channel, 'train') = {channel}
+    ),
+    arrays AS (
+        SELECT prompt_uid, trajectory_uid, step_id, groupUniqArray(name) AS names
+        FROM (
+            SELECT prompt_uid, trajectory_uid, step_id, name,
+                argMin(notEmpty(`values`), (-toInt128(revision), fact_id)) AS is_there
+            FROM annotations FINAL WHERE run_id = {run}
+            GROUP BY prompt_uid, trajectory_uid, step_id, name
+        )
+        WHERE is_there
+        GROUP BY prompt_uid, trajectory_uid, step_id
+    ),
+    worked AS (
+        SELECT s.prompt_uid AS prompt_uid, s.trajectory_uid AS trajectory_uid,
+            countIf(status = 'complete') AS turns,
+            maxIf(prompt_len + response_len, status = 'complete') AS tokens,
+            sumIf(response_len, status = 'complete') AS response_tokens,
+            min(capture_ok) AS capture,
+            arrayFilter(
+                v -> isNotNull(v),
+                groupArrayArrayIf(
+                    arrayConcat([policy_version], version_spans.version), status = 'complete' AND role = 'policy'
+                )
+            ) AS versions,
+            countIf(
+                status = 'complete' AND role = 'policy' AND capture_ok AND has_log_probs AND response_len > 0
+                AND NOT hasAll(a.names, {arrays})
+            ) AS lacking
+        FROM (SELECT * FROM steps FINAL WHERE run_id = {run}) AS s
+        LEFT JOIN arrays AS a
+            ON s.prompt_uid = a.prompt_uid AND s.trajectory_uid = a.trajectory_uid AND s.step_id = a.step_id
+        GROUP BY prompt_uid, trajectory_uid
+    ),
+    latest AS (
+        SELECT prompt_uid, trajectory_uid, step_id, source,
+            argMin((value, self_reported), (-toInt128(revision), fact_id)) AS said
+        FROM rewards FINAL WHERE run_id = {run}
+        GROUP BY prompt_uid, trajectory_uid, step_id, source
+    ),
+    levels AS (
+        SELECT prompt_uid, assumeNotNull(trajectory_uid) AS trajectory_uid, source, 2 AS level, said.1 AS value,
+            said.2 AS self_reported
+        FROM latest WHERE trajectory_uid IS NOT NULL AND step_id IS NULL
+        UNION ALL
+        SELECT prompt_uid, assumeNotNull(trajectory_uid), source, 1, sum(said.1), max(said.2)
+        FROM latest WHERE trajectory_uid IS NOT NULL AND step_id IS NOT NULL AND said.1 IS NOT NULL
+        GROUP BY prompt_uid, trajectory_uid, source
+        UNION ALL
+        SELECT g.prompt_uid, e.trajectory_uid, g.source, 0, g.said.1, g.said.2
+        FROM latest AS g INNER JOIN ended AS e ON g.prompt_uid = e.prompt_uid
+        WHERE g.trajectory_uid IS NULL
+    ),
+    rewarded AS (
+        SELECT prompt_uid, trajectory_uid,
+            mapFromArrays(groupArray(source), groupArray(assumeNotNull(finest.1))) AS rewards, max(finest.2) AS self_reported
+        FROM (
+            SELECT prompt_uid, trajectory_uid, source, argMax((value, self_reported), level) AS finest
+            FROM levels GROUP BY prompt_uid, trajectory_uid, source
+        )
+        WHERE ifNull(isFinite(finest.1), 0)
+        GROUP BY prompt_uid, trajectory_uid
+    ),
+    undone AS (
+        SELECT prompt_uid,
+            arrayFold(
+                (void, undo) -> if(has(void, undo.2), void, arrayPushBack(void, undo.3)),
+                arrayReverseSort(groupArray((ifNull(toFloat64(at), 0), fact_id, assumeNotNull(undoes)))),
+                CAST([], 'Array(String)')
+            ) AS void
+        FROM decisions FINAL WHERE run_id = {run} AND action = 'undo' AND undoes IS NOT NULL
+        GROUP BY prompt_uid
+    ),
+    in_force AS (
+        SELECT d.prompt_uid AS prompt_uid, ifNull(d.trajectory_uid, '') AS trajectory_uid, d.step_id AS step_id,
+            d.action AS action, d.value AS value, (ifNull(toFloat64(d.at), 0), d.fact_id) AS said_at,
+            toFloat64OrNull(d.value) AS number
+        FROM (SELECT * FROM decisions FINAL WHERE run_id = {run}) AS d
+        LEFT JOIN undone AS u ON d.prompt_uid = u.prompt_uid
+        WHERE NOT has(u.void, d.fact_id) AND d.action NOT IN ('undo', 'note')
+    ),
+    curated AS (
+        SELECT prompt_uid, trajectory_uid,
+            argMaxIf(action, said_at, step_id IS NULL AND action IN ('veto', 'keep')) AS verdict,
+            argMaxIf(number, said_at, step_id IS NULL AND action = 'quality' AND isFinite(number)) AS quality,
+            countIf(step_id IS NULL AND action = 'override_reward' AND (value IS NULL OR isFinite(number))) AS overridden,
+            argMaxIf(
+                tuple(number), said_at, step_id IS NULL AND action = 'override_reward' AND (value IS NULL OR isFinite(number))
+            ).1 AS override,
+            groupUniqArrayIf(assumeNotNull(value), action = 'tag' AND ifNull(value, '') != '') AS tags
+        FROM in_force GROUP BY prompt_uid, trajectory_uid
+    ),
+    known AS (
+        SELECT e.prompt_uid AS prompt_uid, e.group_id AS group_id, e.trajectory_uid AS trajectory_uid,
+            e.task_id AS task_id, toNullable(toString(e.status)) AS status, e.complete AS complete,
+            e.metadata AS metadata, toNullable(toFloat64(w.turns)) AS turns, toNullable(toFloat64(w.tokens)) AS tokens,
+            toNullable(toFloat64(w.response_tokens)) AS response_tokens,
+            toNullable(w.trajectory_uid = '' OR w.capture) AS capture,
+            arrayMin(w.versions) AS oldest, arrayMax(w.versions) AS newest, notEmpty(w.versions) AS has_versions,
+            w.lacking AS lacking, r.rewards AS rewards, toNullable(r.self_reported) AS self_reported,
+            own.verdict AS verdict, whole.verdict AS group_verdict,
+            own.verdict = 'keep' OR (own.verdict = '' AND whole.verdict = 'keep') AS is_kept,
+            if(own.quality IS NOT NULL, own.quality, whole.quality) AS quality,
+            arrayDistinct(arrayConcat(own.tags, whole.tags)) AS tags,
+            own.overridden > 0 OR whole.overridden > 0 AS is_overridden,
+            if(own.overridden > 0, own.override, whole.override) AS override
+        FROM ended AS e
+        LEFT JOIN worked AS w ON e.prompt_uid = w.prompt_uid AND e.trajectory_uid = w.trajectory_uid
+        LEFT JOIN rewarded AS r ON e.prompt_uid = r.prompt_uid AND e.trajectory_uid = r.trajectory_uid
+        LEFT JOIN curated AS own ON e.prompt_uid = own.prompt_uid AND e.trajectory_uid = own.trajectory_uid
+        LEFT JOIN (SELECT * FROM curated WHERE trajectory_uid = '') AS whole ON e.prompt_uid = whole.prompt_uid
+    ),
+    weighed AS (
+        SELECT *,
+            arraySum(arrayMap((s, v) -> v * {weight}, mapKeys(rewards), mapValues(rewards))) AS weighted,
+            if(
+                is_overridden,
+                override IS NULL,
+                NOT hasAll(mapKeys(rewards), {required}) OR (empty(mapKeys(rewards)) AND NOT {zero})
+            ) AS is_missing,
+            multiIf(is_overridden, override, is_missing AND NOT {zero}, NULL, toNullable(weighted)) AS said,
+            if(isFinite(said), said, NULL) AS reward,
+            if(has_versions, toFloat64(oldest), NULL) AS policy_version,
+            if(has_versions, toFloat64(newest - oldest), NULL) AS policy_lag
+        FROM known
+    ),
+"""
+"""What is known of each ended trajectory; `weighed` has a column for every field of a trajectory that the pool tells."""
+
+_JUDGED: Final = """
+    settled AS (
+        SELECT *,
+            multiIf(
+                verdict = 'veto', 'vetoed',
+                has({discarded_ends}, assumeNotNull(status)), assumeNotNull(status),
+                NOT complete, 'incomplete',
+                is_missing AND {mask}, 'reward_masked',
+                reward IS NULL, if(is_missing, 'reward_missing', 'reward_not_finite'),
+                lacking > 0, if({mask_arrays}, 'annotation_masked', 'annotation_missing'),
+                is_kept, 'complete',
+                {trajectory_filter} != '', {trajectory_filter},
+                'complete'
+            ) AS own_reason,
+            own_reason = 'complete' AS is_trainable,
+            own_reason IN ('complete', 'reward_masked', 'annotation_masked') AS counts
+        FROM weighed
+    ),
+    grouped AS (
+        SELECT prompt_uid, group_id, any(group_verdict) AS verdict, sum(counts) AS n_counting,
+            toNullable(toFloat64(count())) AS n_trajectories, toNullable(toFloat64(count(reward))) AS n_rewarded,
+            avg(reward) AS reward_mean, min(reward) AS reward_min, max(reward) AS reward_max,
+            if(reward_min = reward_max, 0, stddevPopStable(reward)) AS reward_std,
+            toNullable(toFloat64(sum(response_tokens))) AS group_tokens,
+            if(max(has_versions), toFloat64(maxIf(newest, has_versions) - minIf(oldest, has_versions)), NULL)
+                AS group_policy_lag,
+            groupArrayIf(assumeNotNull(reward), is_trainable) AS rewards_kept,
+            arraySort(
+                m -> (NOT m.1, -m.2, m.3),
+                groupArray((is_trainable, ifNull(reward, 0), trajectory_uid, counts, own_reason))
+            ) AS members
+        FROM settled GROUP BY prompt_uid, group_id
+    ),
+    decided AS (
+        SELECT members, length(rewards_kept) AS n_trainable,
+            multiIf(
+                c.prompt_uid != '', ('discarded', 'cancelled'),
+                verdict = 'veto', ('discarded', 'vetoed'),
+                n_counting < {least}, ('discarded', 'too_small'),
+                verdict != 'keep' AND {group_filter} != '', ('discarded', {group_filter}),
+                empty(rewards_kept), ('discarded', 'nothing_to_train'),
+                {unpicked} != '', ('discarded', {unpicked}),
+                {review} AND verdict != 'keep', ('held', 'review'),
+                ('emitted', 'complete')
+            ) AS fate
+        FROM grouped AS g
+        LEFT JOIN (
+            SELECT DISTINCT prompt_uid FROM group_events FINAL WHERE run_id = {run} AND kind = 'cancel'
+        ) AS c ON g.prompt_uid = c.prompt_uid
+    )
+SELECT one.1 AS about, one.2.1 AS outcome, one.2.2 AS reason, count() AS number
+FROM (
+    SELECT arrayJoin(
+        arrayConcat(
+            [('group', fate)],
+            arrayMap(
+                (m, place) -> (
+                    'trajectory',
+                    multiIf(
+                        fate IN (('discarded', 'cancelled'), ('discarded', 'vetoed')), fate,
+                        NOT m.4, ('discarded', m.5),
+                        fate.1 = 'discarded', fate,
+                        m.1 AND NOT {picked}, ('discarded', 'not_picked'),
+                        (fate.1, m.5)
+                    )
+                ),
+                members, arrayEnumerate(members)
+            )
+        )
+    ) AS one
+    FROM decided
+)
+GROUP BY about, outcome, reason
+ORDER BY about, number DESC, outcome, reason
+"""

@@ -1,0 +1,48 @@
+"""Names of things: their form, how new ones are made, and how derived ones follow from what they name.
+
+Derived ids are digests of their parts, so that a replay, a retry or a second worker gives the same id.
+"""
+
+import hashlib
+import os
+import re
+import time
+
+from claw_r1.errors import UserError
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+def check_id(field: str, value: str) -> str:
+    """Return `value` if it has the form of an id, else raise UserError naming the field."""
+    if not _ID.fullmatch(value):
+        raise UserError(
+            f"{field} {value[:40]!r} is not an id: use 1 to 128 of A-Z a-z 0-9 _ . - and begin with a letter or a digit"
+        )
+    return value
+
+
+def new_id() -> str:
+    """A new id of 32 hex digits that sorts by creation time (milliseconds), as UUID version 7 does (RFC 9562)."""
+    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+
+
+def derived_id(*parts: object) -> str:
+    """The id of 32 hex digits that these parts always give."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        text = str(part).encode()
+        digest.update(len(text).to_bytes(4, "little") + text)
+    return digest.hexdigest()
+
+
+def group_id(prompt_uid: str, round_: int, part: int = 1) -> str:
+    """A group is one round of a prompt: rounds count from 1, and the first has the prompt's own name. Part 2 is a further
+    group that a recipe makes of the round's late trajectories."""
+    round_id = prompt_uid if round_ == 1 else f"{prompt_uid}#{round_}"
+    return round_id if part == 1 else f"{round_id}+{part}"
+
+
+def event_key(run_id: str, prompt_uid: str) -> bytes:
+    """The Kafka key of every fact of a group, so that one partition holds and orders them all."""
+    return f"{run_id}/{prompt_uid}".encode()

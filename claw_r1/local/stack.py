@@ -1,0 +1,449 @@
+"""The local stack: which processes there are, on which ports, with which settings; and how a program starts one.
+
+`python -m claw_r1.local.stack REQUEST` is the supervisor of one stack (REQUEST is a StackRequest as JSON).
+`claw up`, `claw demo` and the tests all start it this way and read DATA/stack.json.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel
+
+from claw_r1.errors import ClawError, DependencyUnreachable, UserError, exit_code
+from claw_r1.local.broker import broker_answers, prepare_broker
+from claw_r1.local.jars import print_progress
+from claw_r1.local.ports import HOST, find_port
+from claw_r1.local.state import Identity, ProcessState, StackState, end_orphans, exclusive, read_state
+from claw_r1.local.supervisor import GUARD, Process, Report, StartFailed, Supervisor, Task, Wave, tail, why_not_ready
+from claw_r1.settings import PROCESSES
+
+DEFAULT_DATA = Path(".claw")
+START_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 90.0
+EXTERNAL_TIMEOUT_S = 5.0
+EXIT_ALREADY_UP = 4
+# From taking the lock of the data directory to the first state written there.
+LOCK_TO_STATE_S = 30.0
+
+# The processes of the project, in the order of their start: what reads facts comes up before what lets them in.
+STAGES = ("streams", "workers", "sinks", "gateway", "console")
+MODULES = {"workers": "streams.workers"}
+"""Of stages that are called otherwise than their module."""
+BACKENDS = ("kafka", "clickhouse")
+ALL = (*BACKENDS, *STAGES)
+
+
+class StackRequest(BaseModel):
+    """What to run on a data directory.  Given `kafka` (host:port) or `clickhouse` (URL), no local one is started.
+
+    `extra` processes start before the stages; `env` goes to every process.
+    """
+
+    data: Path = DEFAULT_DATA
+    processes: Sequence[str] = ALL
+    kafka: str | None = None
+    clickhouse: str | None = None
+    upstreams: Sequence[str] = ()
+    extra: Sequence[Process] = ()
+    env: Mapping[str, str] = {}
+
+
+class AlreadyUp(ClawError):
+    """Another supervisor holds the data directory."""
+
+
+def stages_of(request: StackRequest) -> list[str]:
+    """The stages asked for that this installation has, and that have something to do."""
+    return [
+        name
+        for name in STAGES
+        if name in request.processes
+        and _is_installed(MODULES.get(name, name))
+        and (name != "workers" or _has_work(request))
+    ]
+
+
+def _has_work(request: StackRequest) -> bool:
+    """Whether the settings name a source of rewards or annotations."""
+    environ = {**os.environ, **request.env}
+    return bool(environ.get("CLAW_WORKERS_REWARDS") or environ.get("CLAW_WORKERS_ANNOTATIONS"))
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None and importlib.util.find_spec(f"{package}.__main__") is not None
+
+
+def choose_ports(request: StackRequest, before: Mapping[str, int]) -> dict[str, int]:
+    """A free port for everything that listens: the one it had before, if that is still free."""
+    names = [*stages_of(request)]
+    if "kafka" in request.processes and request.kafka is None:
+        names += ["kafka", "kafka-controller"]
+    if "clickhouse" in request.processes and request.clickhouse is None:
+        names.append("clickhouse")
+    taken = {process.port for process in request.extra if process.port is not None}
+    ports: dict[str, int] = {}
+    for name in names:
+        others = [port for other, port in before.items() if other != name]
+        ports[name] = find_port(before.get(name), taken=[*taken, *ports.values(), *others])
+    return ports
+
+
+def urls_of(request: StackRequest, ports: Mapping[str, int]) -> dict[str, str]:
+    """Where each part is: kafka as host:port, everything else as a URL."""
+    urls = {name: f"http://{HOST}:{ports[name]}" for name in ("gateway", "console", "clickhouse") if name in ports}
+    if "kafka" in ports:
+        urls["kafka"] = f"{HOST}:{ports['kafka']}"
+    external = {"kafka": request.kafka, "clickhouse": request.clickhouse}
+    return {**urls, **{name: url for name, url in external.items() if url is not None}}
+
+
+def environment(request: StackRequest, urls: Mapping[str, str], ports: Mapping[str, int]) -> dict[str, str]:
+    """The CLAW_* settings of every process of the stack."""
+    data = request.data.resolve()
+    env = {
+        "CLAW_DATA": str(data),
+        "CLAW_BLOBS": os.environ.get("CLAW_BLOBS") or str(data / "blobs"),
+        "CLAW_STREAMS_SPILL": os.environ.get("CLAW_STREAMS_SPILL") or str(data / "spill"),
+    }
+    if "kafka" in urls:
+        env["CLAW_KAFKA"] = urls["kafka"]
+    if "clickhouse" in urls:
+        env["CLAW_CLICKHOUSE"] = urls["clickhouse"]
+    if request.upstreams:
+        env["CLAW_GATEWAY_UPSTREAM"] = ",".join(request.upstreams)
+    for name in STAGES:
+        if name in ports:
+            env[f"CLAW_{name.upper()}_PORT"] = str(ports[name])
+    if "gateway" in ports and "CLAW_GATEWAY_SPOOL" not in os.environ:
+        env["CLAW_GATEWAY_SPOOL"] = str(request.data.resolve() / "spool")
+    # A worker keeps its name over restarts of the stack, so that its partitions come back to it at once.
+    env["CLAW_STREAMS_WORKER"] = env["CLAW_WORKERS_MEMBER"] = "local-0"
+    if "console" in ports:
+        for name in ("gateway", "streams", "sinks"):
+            if name in ports:
+                env[f"CLAW_CONSOLE_{name.upper()}"] = f"http://{HOST}:{ports[name]}"
+    return {**env, **request.env}
+
+
+def plan_waves(request: StackRequest, ports: Mapping[str, int], env: Mapping[str, str]) -> list[Wave]:
+    """What to start, in waves; prepares the broker's storage on the way."""
+    data = request.data.resolve()
+    backends: list[Process] = []
+    if "kafka" in ports:
+        argv = prepare_broker(data / "kafka", ports["kafka"], ports["kafka-controller"], progress=print_progress)
+        ready = f"kafka://{HOST}:{ports['kafka']}"
+        backends.append(Process(name="kafka", argv=argv, ready=ready, port=ports["kafka"]))
+    if "clickhouse" in ports:
+        where = ["--path", str(data / "clickhouse"), "--port", str(ports["clickhouse"])]
+        ready = f"http://{HOST}:{ports['clickhouse']}/ping"
+        argv = [*python_module("claw_r1.local.clickhouse"), *where]
+        backends.append(Process(name="clickhouse", argv=argv, ready=ready, port=ports["clickhouse"]))
+    stages = [
+        Process(
+            name=name,
+            argv=python_module(MODULES.get(name, name)),
+            env=env,
+            ready=f"http://{HOST}:{ports[name]}/readyz",
+            port=ports[name],
+        )
+        for name in stages_of(request)
+    ]
+    command = python_module("claw_r1.cli.entry")
+    waves: list[Wave] = [backends] if backends else []
+    if stages:
+        waves.append(Task(name="topics", argv=[*command, "topics", "apply"], env=env))
+        waves.append(Task(name="migrations", argv=[*command, "migrate"], env=env))
+    if request.extra:
+        waves.append([process.model_copy(update={"env": {**env, **process.env}}) for process in request.extra])
+    if stages:
+        waves.append(stages)
+    return waves
+
+
+def python_module(module: str) -> list[str]:
+    """The command for a module of this installation (-P: never one that lies in the current directory)."""
+    return [sys.executable, "-P", "-m", module]
+
+
+def supervise(
+    request: StackRequest, report: Report, on_ready: Callable[[StackState], None] = lambda state: None
+) -> None:
+    """Be the supervisor of the stack until SIGTERM, SIGINT or SIGHUP.  Call it from the main thread.
+
+    Raises AlreadyUp, DependencyUnreachable, UserError, or StartFailed after everything was stopped again.
+    """
+    check_request(request)
+    make_logs(request.data)
+    with exclusive(request.data) as held:
+        if not held:
+            raise AlreadyUp(f"a stack is already up on {request.data}")
+        before = read_state(request.data)
+        for name in end_orphans(before):
+            report(f"{name} was left by a supervisor that was killed: ended")
+        ports = choose_ports(request, before.ports)
+        urls = urls_of(request, ports)
+        state = StackState(
+            phase="starting", supervisor=Identity.of(os.getpid()), urls=urls, ports={**before.ports, **ports}
+        )
+        supervisor = Supervisor(request.data, state, report)
+        waves = plan_waves(request, ports, environment(request, urls, ports))
+        supervisor.run(waves, on_ready=lambda: on_ready(state))
+
+
+def check_request(request: StackRequest) -> None:
+    """Raise UserError for names that do not exist, WrongUse for settings and addresses of a wrong form, and
+    DependencyUnreachable for given servers that do not answer."""
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # a broker that does not answer yet is no error here
+    for name in request.processes:
+        if name not in ALL:
+            raise UserError(f"there is no process {name!r}: choose from {', '.join(ALL)}")
+    for extra in request.extra:
+        if extra.name in ALL:
+            raise UserError(f"an extra process cannot be called {extra.name!r}")
+    check_settings(request)
+    if request.kafka and not broker_answers(request.kafka, EXTERNAL_TIMEOUT_S):
+        raise DependencyUnreachable(
+            f"no Kafka broker answers at {request.kafka}\nCheck --kafka, or leave it out to start a local one."
+        )
+    if request.clickhouse and (reason := why_not_ready(request.clickhouse.rstrip("/") + "/ping")):
+        raise DependencyUnreachable(
+            f"no ClickHouse answers at {request.clickhouse}: {reason}\n"
+            "Check --clickhouse, or leave it out to start a local one."
+        )
+
+
+def check_settings(request: StackRequest) -> None:
+    """Raise WrongUse for what a process would refuse of its environment: here one hears of it, there it is in a log."""
+    given = {
+        "CLAW_KAFKA": request.kafka,
+        "CLAW_CLICKHOUSE": request.clickhouse,
+        "CLAW_GATEWAY_UPSTREAM": ",".join(request.upstreams),
+    }
+    environ = {**os.environ, **{name: value for name, value in given.items() if value}, **request.env}
+    for settings in PROCESSES.values():
+        settings.read(environ)
+
+
+@dataclass(frozen=True)
+class RunningStack:
+    """A stack that runs on `data`, seen from outside."""
+
+    data: Path
+
+    @property
+    def state(self) -> StackState:
+        return read_state(self.data)
+
+    @property
+    def urls(self) -> dict[str, str]:
+        return self.state.urls
+
+    @property
+    def pids(self) -> Mapping[str, int]:
+        return self.state.pids
+
+    @property
+    def kafka(self) -> str:
+        """host:port of the broker."""
+        return self.urls["kafka"]
+
+    @property
+    def clickhouse(self) -> str:
+        """http URL of ClickHouse."""
+        return self.urls["clickhouse"]
+
+    def log(self, name: str) -> str:
+        return Path(self.state.processes[name].log).read_text("utf-8", errors="replace")
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> int:
+        """Send a signal to one process; the supervisor starts it again.  The id of the process that got it."""
+        pid = self.pids[name]
+        os.kill(pid, number)
+        return pid
+
+    def freeze(self, name: str, timeout: float = 10.0) -> int:
+        """Stop one process where it stands; SIGCONT wakes it.  The id of the process, no thread of which runs now.
+
+        A signal is sent before it is taken: a process with many threads runs on for milliseconds.
+        """
+        pid = self.kill(name, signal.SIGSTOP)
+        _wait(lambda: is_frozen(pid), timeout, f"{name} stands still")
+        return pid
+
+    def wait_restarted(self, name: str, old_pid: int, timeout: float = 60.0) -> None:
+        """Wait until a process of another id than `old_pid` is ready."""
+
+        def restarted() -> bool:
+            process = self.state.processes[name]
+            return process.identity is not None and process.identity.pid != old_pid and is_ready(process)
+
+        _wait(restarted, timeout, f"{name} is ready again")
+
+
+def is_ready(process: ProcessState) -> bool:
+    return process.identity is not None and process.identity.find() is not None and not why_not_ready(process.ready)
+
+
+def is_frozen(pid: int) -> bool:
+    """Whether every thread of a process is stopped (where the system tells of threads; else the process)."""
+    tasks = list(Path(f"/proc/{pid}/task").glob("*/stat"))
+    if not tasks:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    return all(task.read_text().rsplit(")", 1)[1].split()[0] == "T" for task in tasks)
+
+
+def make_logs(data: Path) -> Path:
+    """The folder of the logs.  Raises UserError if `data` cannot be written."""
+    logs = data / "logs"
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        (logs / "supervisor.log").open("ab").close()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {data}: {error.strerror}\nName a folder that can be written with --data DIR."
+        ) from error
+    return logs
+
+
+def launch(request: StackRequest, *, dies_with_us: bool = False) -> subprocess.Popen[bytes]:
+    """Start a supervisor in the background; it writes to DATA/logs/supervisor.log."""
+    logs = make_logs(request.data)
+    command = [*python_module("claw_r1.local.stack"), request.model_dump_json()]
+    if dies_with_us:
+        command = [sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), *command]
+    with (logs / "supervisor.log").open("ab") as output:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def wait_ready(
+    data: Path,
+    supervisor: subprocess.Popen[bytes],
+    timeout: float = START_TIMEOUT_S,
+    report: Report = lambda line: None,
+) -> StackState:
+    """Wait until the stack that `supervisor` starts is ready; its lines go to `report` meanwhile.
+
+    Raises StartFailed with what it said.
+    """
+    log = data / "logs" / "supervisor.log"
+
+    with log.open("rb") as lines:
+        lines.seek(0, os.SEEK_END)
+
+        def settled() -> bool:
+            for line in lines:
+                report(line.decode(errors="replace").rstrip())
+            state = read_state(data)
+            ours = state.supervisor is not None and state.supervisor.pid == supervisor.pid
+            return supervisor.poll() is not None or (ours and state.phase == "ready")
+
+        _wait(settled, timeout, f"the stack on {data} is ready (log: {log})")
+    if supervisor.returncode == EXIT_ALREADY_UP:
+        report(f"a stack is already coming up on {data}")
+        _wait(lambda: read_state(data).alive, LOCK_TO_STATE_S, f"the stack on {data} says who runs it")
+        return wait_until_ready(data, timeout)
+    if supervisor.returncode is not None:
+        state = read_state(data)
+        raise StartFailed(state.error or f"the supervisor ended (exit {supervisor.returncode}):\n{tail(log)}")
+    return read_state(data)
+
+
+def wait_until_ready(data: Path, timeout: float = START_TIMEOUT_S) -> StackState:
+    """Wait until the stack that somebody else starts on `data` is ready.  Raises StartFailed if it ends instead."""
+
+    def settled() -> bool:
+        state = read_state(data)
+        return state.phase == "ready" or not state.alive
+
+    _wait(settled, timeout, f"the stack on {data} is ready")
+    state = read_state(data)
+    if not state.alive:
+        raise StartFailed(state.error or f"the stack on {data} stopped while it was starting")
+    return state
+
+
+def stop(data: Path, timeout: float = STOP_TIMEOUT_S) -> bool:
+    """Stop the stack on `data` and wait for its end; False if none was up."""
+    state = read_state(data)
+    found = state.supervisor.find() if state.supervisor else None
+    if found is None:
+        return bool(end_orphans(state))
+    found.terminate()
+    _wait(lambda: not read_state(data).alive, timeout, f"the stack on {data} stopped")
+    return True
+
+
+@contextlib.contextmanager
+def running_stack(
+    data: Path,
+    *,
+    processes: Sequence[str] = ALL,
+    kafka: str | None = None,
+    clickhouse: str | None = None,
+    upstreams: Sequence[str] = (),
+    extra: Sequence[Process] = (),
+    env: Mapping[str, str] | None = None,
+    timeout: float = START_TIMEOUT_S,
+) -> Iterator[RunningStack]:
+    """A stack for the length of a with block; it dies with this process too.  Raises StartFailed."""
+    request = StackRequest(
+        data=data,
+        processes=processes,
+        kafka=kafka,
+        clickhouse=clickhouse,
+        upstreams=upstreams,
+        extra=extra,
+        env=env or {},
+    )
+    supervisor = launch(request, dies_with_us=True)
+    try:
+        wait_ready(data, supervisor, timeout)
+        yield RunningStack(data)
+    finally:
+        if supervisor.poll() is None:
+            supervisor.terminate()
+        supervisor.wait(STOP_TIMEOUT_S)
+
+
+def _wait(condition: Callable[[], bool], timeout: float, what: str) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise StartFailed(f"after {timeout:.0f} s still not: {what}")
+        time.sleep(0.05)
+
+
+def main() -> int:
+    request = StackRequest.model_validate_json(sys.argv[1])
+
+    def report(line: str) -> None:
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+    try:
+        supervise(request, report)
+    except AlreadyUp as error:
+        report(str(error))
+        return EXIT_ALREADY_UP
+    except ClawError as error:
+        report(f"error: {error}")
+        return exit_code(error)
+    except OSError as error:
+        report(f"error: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

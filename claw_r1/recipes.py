@@ -1,0 +1,229 @@
+"""A recipe: what a trainer wants of the log, as one validated model that a person writes in YAML or JSON.
+
+Recipes are facts: applied at run time, versioned, and a version judges the groups whose first fact follows it.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+from claw_r1.algorithms import PRESETS, Algorithm, Shape, fill_in
+from claw_r1.rules import Condition
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _parse_duration(value: Any) -> Any:
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value.strip())):
+        return float(match[1]) * _UNITS[match[2]]
+    return value
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(_parse_duration),
+    Field(gt=0, allow_inf_nan=False),
+]
+"""Seconds; text such as `500ms`, `30s`, `10m`, `1h`, `2d` is accepted."""
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+EndStatus = Literal["completed", "failed", "aborted", "truncated"]
+Allowed = Literal[
+    "frozen_model",
+    "guided",
+    "raw_log_probs",
+    "superseded_retry",
+    "temperature_zero",
+    "unknown_version",
+    "unresolved_retry",
+]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class GroupRule(_Part):
+    """When a group is whole, and which of its trajectories count."""
+
+    size: int = Field(8, ge=1, le=4096)
+    """Trajectories sampled for one prompt (GRPO's G)."""
+    min_size: int | None = Field(None, ge=1)
+    """Smallest number of trainable trajectories that still makes a group; None means `size`."""
+    idle: Duration = 600.0
+    """A group with no new fact for this long closes with what it has."""
+    max_age: Duration = 3600.0
+    """A group closes at this age, counted from its first fact."""
+    end_grace: Duration = 5.0
+    """How long after its end signal a trajectory waits for steps that were started and have not arrived."""
+    stragglers: Literal["late", "extra_group"] = "late"
+    """What becomes of trajectories that are not done when their group is decided: discarded, or a further group of the same
+    prompt if at least `min_size` of them can be trained before another `idle` or `max_age` has passed."""
+    on_end: dict[EndStatus, Literal["keep", "discard"]] = {
+        "completed": "keep",
+        "failed": "keep",
+        "aborted": "discard",
+        "truncated": "keep",
+    }
+    """What trajectories that ended so count as."""
+
+    @property
+    def least(self) -> int:
+        return self.size if self.min_size is None else self.min_size
+
+
+class RewardRule(_Part):
+    """Which reward sources a trajectory needs, and how they add up."""
+
+    required: tuple[Name, ...] = ("reward",)
+    """Sources without which a trajectory is not complete."""
+    weights: dict[Name, Number] = Field(default_factory=dict)
+    """Weight by source; a source that is not listed counts 1.0."""
+    on_missing: Literal["discard", "zero", "mask"] = "discard"
+    """A required source that did not come in time: `discard` the trajectory, count the source as `zero`, or `mask` the
+    trajectory: it counts towards `group.min_size`, and none of its tokens is trained."""
+    timeout: Duration = 120.0
+    """How long after its end a trajectory waits for required rewards."""
+
+
+class AnnotationRule(_Part):
+    """Which arrays every trained step needs."""
+
+    required: tuple[Name, ...] = ()
+    """Names, such as `ref_log_probs` or `teacher_log_probs`."""
+    on_missing: Literal["discard", "mask"] = "discard"
+    """As for rewards."""
+    timeout: Duration = 300.0
+    """How long after its end a trajectory waits for them."""
+
+
+class PickRule(_Part):
+    """Which of a group's complete trajectories become samples, and how these are labelled."""
+
+    how: Shape = "all"
+    """`all` of them; the `best`; a `pair` of the best and the worst; or all, with a `label` by their reward."""
+    count: int = Field(1, ge=1, le=4096)
+    """best: how many, by falling reward; of equal ones the smaller id."""
+    min_reward: Number | None = None
+    """all, best: what has a smaller reward is not picked; None means any."""
+    min_gap: Number = Field(0.0, ge=0)
+    """pair: the rewards of the two differ by more than this."""
+    threshold: Number = 0.0
+    """label: a reward above is `desirable`, others are `undesirable`."""
+
+
+class Staleness(_Part):
+    """What the cut does with groups sampled by old weights, judged at hand-over."""
+
+    max_versions: int | None = Field(None, ge=0)
+    """Largest allowed distance between the trained version and the oldest sampled token; None means any."""
+    mode: Literal["drop_group", "mask_tokens"] = "drop_group"
+    """Leave the whole group out of the batch, or mask its stale tokens."""
+    unknown: Literal["drop", "keep"] = "keep"
+    """What happens to tokens whose version nobody said."""
+
+
+class MixRule(_Part):
+    """Shares of a batch by a field."""
+
+    by: Name
+    weights: dict[Name, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+
+
+class BatchRule(_Part):
+    """How large an optimiser step is, and what is in it."""
+
+    groups: int = Field(8, ge=1, le=65536)
+    """Groups in one optimiser step."""
+    tokens: int | None = Field(None, ge=1)
+    """Tokens in one optimiser step, in the place of `groups`."""
+    order: Literal["ready"] = "ready"
+    """Groups are taken in the order in which they became ready."""
+    mix: MixRule | None = None
+    """Shares of the batch, by a field of the groups."""
+
+
+class Recipe(_Part):
+    """One trainer's demand: algorithm, group rule, rewards, filters, review, staleness, batch size."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,99}$")
+    """Names the topic of its batches, `claw.batch.NAME.v1`."""
+    run_id: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
+    """The run whose trajectories it judges."""
+    channel: str = "train"
+    """The channel of the run."""
+    algorithm: Algorithm = "grpo"
+    """A preset: it fills in what the recipe does not say."""
+    rows: Literal["sample", "step"] = "sample"
+    """A training row is a chain of steps, or one step with its whole prompt."""
+    gamma: float = Field(1.0, ge=0, le=1)
+    """rows step: discount of a later step's reward."""
+    lam: float = Field(1.0, ge=0, le=1)
+    """rows step: decay of generalised advantage estimation over steps."""
+    group: GroupRule = GroupRule()
+    rewards: RewardRule = RewardRule()
+    annotations: AnnotationRule = AnnotationRule()
+    filters: tuple[Condition, ...] = Field((), max_length=64)
+    """What has to hold of a trajectory, or of the group, for it to be trained."""
+    pick: PickRule = PickRule()
+    allow: tuple[Allowed, ...] = ()
+    """Reasons for which tokens would be masked, and are not."""
+    review: Literal["none", "required"] = "none"
+    """required: a group that is ready is `held` until a person decides to keep it."""
+    review_deadline: Duration = 86400.0
+    """A group that was held for so long is discarded."""
+    staleness: Staleness = Staleness()
+    batch: BatchRule = BatchRule()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, fields: Any) -> Any:
+        return fill_in(fields) if isinstance(fields, Mapping) else fields
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "Recipe":
+        if self.group.least > self.group.size:
+            raise ValueError(f"group.min_size {self.group.min_size} is above group.size {self.group.size}")
+        shapes = PRESETS[self.algorithm].shapes
+        if self.pick.how not in shapes:
+            raise ValueError(
+                f"pick.how is {self.pick.how}, and the algorithm {self.algorithm} takes {' or '.join(shapes)}"
+            )
+        if self.pick.how == "pair" and self.group.least < 2:
+            raise ValueError("group.min_size is 1, and a pair needs two trajectories")
+        if self.rows == "sample" and (self.gamma, self.lam) != (1.0, 1.0):
+            raise ValueError("gamma and lam are of rows: step, and rows is sample")
+        for name in ("allow", "filters"):
+            if len({repr(one) for one in getattr(self, name)}) != len(getattr(self, name)):
+                raise ValueError(f"{name} names one thing twice")
+        return self
+
+    def concerns(self, run_id: str, channel: str) -> bool:
+        return self.run_id == run_id and self.channel == channel
+
+
+TRAINED: Final = ("grpo", "dapo", "rloo", "reinforce", "gspo", "sft")
+"""Algorithms whose batches the trainer adapter makes."""
+
+
+def list_unhonoured(recipe: Recipe) -> list[str]:
+    """What the recipe asks for and the trainer adapter does not do yet: sentences that begin with the field's name.
+
+    Such a recipe is a valid one, and the streams judge groups by it; but its batches would not be what it says.
+    """
+    asked = {
+        f"algorithm: the trainer adapter makes no batches for {recipe.algorithm} yet; it does for {', '.join(TRAINED)}": (
+            recipe.algorithm not in TRAINED
+        ),
+        "rows: the trainer adapter has no rows of one step yet; write sample": recipe.rows != "sample",
+        "staleness.mode: the trainer adapter does not mask stale tokens yet; write drop_group": (
+            recipe.staleness.mode != "drop_group"
+        ),
+        "batch.tokens: the trainer adapter does not count tokens yet; write batch.groups": recipe.batch.tokens
+        is not None,
+        "batch.mix: the trainer adapter does not mix yet; leave it out": recipe.batch.mix is not None,
+    }
+    return [sentence for sentence, is_asked in asked.items() if is_asked]

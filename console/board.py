@@ -1,0 +1,140 @@
+"""The newest status is kept here for every viewer: one question to the pool and the processes at most once a second.
+
+Invariants: one refresh at a time; a slow pool is asked less often, so that the console takes at most a fifth of its time; the
+last numbers stay when the pool goes away, with their age.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Final, Self
+
+import aiohttp
+
+from claw_r1.clickhouse import ClickHouse, QueryRefused, without_password
+from claw_r1.errors import DependencyUnreachable, RetryableError, UserError
+from claw_r1.settings import ConsoleSettings
+from console import queries
+from console.probes import Gauges, ask_port, ask_process
+from console.status import Lag, Numbers, Pool, Process, Status, fold_numbers, sum_gauge
+
+log = logging.getLogger("claw.console")
+
+PERIOD: Final = 1.0
+REST: Final = 4.0
+"""After a refresh of t seconds the pool has at least REST * t seconds of rest."""
+POOL_TIMEOUT: Final = 5.0
+_UNKNOWN: Final = {60, 81}
+"""ClickHouse's codes for a table and a database that do not exist."""
+_STATEMENTS: Final = {
+    "totals": queries.TOTALS,
+    "recent": queries.RECENT,
+    "tokens": queries.TOKENS,
+    "lost": queries.LOST,
+    "fates": queries.FATES,
+    "recipes": queries.RECIPES,
+    "ready": queries.READY,
+    "curve": queries.CURVE,
+    "policies": queries.POLICIES,
+}
+
+
+class Board:
+    """The status of one pool and its processes; use `opened`."""
+
+    def __init__(self, settings: ConsoleSettings, http: aiohttp.ClientSession) -> None:
+        self._settings = settings
+        self._http = http
+        self._clickhouse: ClickHouse | None = None
+        self._numbers: Numbers | None = None
+        self._status: Status | None = None
+        self._due = 0.0
+        self._lock = asyncio.Lock()
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def opened(cls, settings: ConsoleSettings) -> AsyncIterator[Self]:
+        """A board for the length of the block."""
+        async with aiohttp.ClientSession() as http:
+            board = cls(settings, http)
+            try:
+                yield board
+            finally:
+                await board._disconnect()
+
+    async def status(self) -> Status:
+        """The status, at most a period old (longer if the pool is slow)."""
+        async with self._lock:
+            if self._status is None or time.monotonic() >= self._due:
+                started = time.monotonic()
+                self._status = await self._ask()
+                took = time.monotonic() - started
+                self._due = started + max(PERIOD, took * (1 + REST))
+            return self._status
+
+    async def _ask(self) -> Status:
+        settings = self._settings
+        urls = {"gateway": settings.gateway, "streams": settings.streams, "sinks": settings.sinks}
+        pool, kafka, answers = await asyncio.gather(
+            self._ask_pool(),
+            ask_port("kafka", settings.kafka),
+            asyncio.gather(*(ask_process(self._http, name, url) for name, url in urls.items())),
+        )
+        gauges: dict[str, Gauges] = {process.name: found for process, found in answers}
+        return Status(
+            at=time.time(),
+            pool=pool,
+            numbers=self._numbers,
+            processes=(kafka, *(process for process, _ in answers), self._describe(pool)),
+            lags=(
+                Lag(name="streams", records=sum_gauge(gauges["streams"], "claw_streams_lag_records")),
+                Lag(name="sinks", records=sum_gauge(gauges["sinks"], "claw_sinks_lag_records")),
+            ),
+            open_groups=sum_gauge(gauges["streams"], "claw_streams_open_groups"),
+            calls_in_flight=sum_gauge(gauges["gateway"], "claw_gateway_in_flight"),
+            urls={"gateway": settings.gateway, "kafka": settings.kafka, "clickhouse": self._pool_url},
+            database=settings.database,
+        )
+
+    def _describe(self, pool: Pool) -> Process:
+        state = "down" if pool.state == "away" else "ready" if pool.state == "ok" else "waiting"
+        return Process.model_validate({"name": "clickhouse", "state": state, "detail": "", "url": self._pool_url})
+
+    @property
+    def _pool_url(self) -> str:
+        return without_password(self._settings.clickhouse)
+
+    async def _ask_pool(self) -> Pool:
+        try:
+            self._numbers = await self._read()
+        except (DependencyUnreachable, RetryableError) as error:
+            await self._disconnect()
+            return self._note(Pool(state="away", detail=str(error)))
+        except QueryRefused as error:
+            unmade = error.code in _UNKNOWN
+            detail = "the pool has no tables yet: `claw migrate` makes them" if unmade else str(error)[:300]
+            return self._note(Pool(state="unmade" if unmade else "refused", detail=detail))
+        except UserError as error:
+            return self._note(Pool(state="refused", detail=str(error)))
+        return Pool(state="ok")
+
+    def _note(self, pool: Pool) -> Pool:
+        if self._status is None or self._status.pool.state != pool.state:
+            log.warning("the pool gives no numbers", extra={"state": pool.state, "why": pool.detail})
+        return pool
+
+    async def _read(self) -> Numbers:
+        if self._clickhouse is None:
+            self._clickhouse = await ClickHouse.connect(self._settings.clickhouse, timeout=POOL_TIMEOUT)
+        found = {}
+        for name, template in _STATEMENTS.items():
+            sql = queries.statement(template, self._settings.database)
+            found[name] = (await self._clickhouse.query(sql, settings=queries.SETTINGS)).dicts()
+        return fold_numbers(time.time(), found)
+
+    async def _disconnect(self) -> None:
+        client, self._clickhouse = self._clickhouse, None
+        if client is not None:
+            await client.close()

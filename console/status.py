@@ -1,0 +1,221 @@
+"""Rows of the pool and answers of the processes become one document: what the page shows and `/status.json` says.
+
+Pure. Unknown is None, never 0: a pool that is away has no numbers, an unasked process no state.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from console.queries import BUCKET_SECONDS, BUCKETS, STAGES
+
+Row = Mapping[str, Any]
+RATE_BUCKETS: Final = 2
+"""A rate is that of the newest two buckets: ten seconds."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Stage(_Part):
+    """A stop of the flow: how many there are, how many a second, and the last two minutes, oldest first."""
+
+    name: str
+    count: int
+    per_second: float
+    recent: tuple[int, ...]
+
+
+class Reason(_Part):
+    """How many trajectories, groups or facts came to an end that trains nothing, and why."""
+
+    about: Literal["group", "trajectory", "fact"]
+    outcome: str
+    reason: str
+    count: int
+
+
+class BatchPoint(_Part):
+    """A batch that was cut. `reward` is the mean over its groups' means, None if unknown; `at` in seconds since the epoch."""
+
+    sequence: int
+    groups: int
+    excluded: int
+    reward: float | None
+    policy_version: int | None
+    """The weights that its optimiser step made; None: not yet acknowledged."""
+    at: float
+
+
+class RecipeLine(_Part):
+    """A recipe in force, or one that has batches, with what waits for it."""
+
+    name: str
+    version: int | None
+    in_force: bool
+    run_id: str | None
+    channel: str | None
+    algorithm: str | None
+    group_size: int | None
+    batch_groups: int | None
+    ready: int
+    """Ready groups that no batch has yet."""
+    batches: tuple[BatchPoint, ...]
+    """The newest ones, oldest first."""
+
+
+class PolicyLine(_Part):
+    """The newest weights of a run: of its trainer (no engine), or as an engine serves them."""
+
+    run_id: str
+    engine: str | None
+    version: int
+    at: float
+
+
+class Numbers(_Part):
+    """What the pool says; `at` in seconds since the epoch."""
+
+    at: float
+    stages: tuple[Stage, ...]
+    totals: dict[str, int]
+    sampled_tokens: int
+    faulty_steps: int
+    """Steps whose ids, log-probs and usage do not agree."""
+    broken_steps: int
+    """Steps whose caller left or whose engine broke off."""
+    lost_calls: int
+    """Calls that were sent to an engine over a minute ago and have no step."""
+    fates: dict[str, dict[str, int]]
+    """about → outcome → count."""
+    left_out: tuple[Reason, ...]
+    recipes: tuple[RecipeLine, ...]
+    policies: tuple[PolicyLine, ...]
+
+    @property
+    def empty(self) -> bool:
+        return not any(self.totals.get(table) for table in ("calls", "steps", "trajectories", "groups", "cuts"))
+
+
+class Process(_Part):
+    """A process as it answers now."""
+
+    name: str
+    state: Literal["ready", "waiting", "down"]
+    detail: str
+    url: str
+
+
+class Lag(_Part):
+    """What a process has not taken in yet; None: it does not say."""
+
+    name: str
+    records: int | None
+
+
+class Pool(_Part):
+    """Whether the pool answers: `away` does not, `unmade` has no tables yet, `refused` answers with an error."""
+
+    state: Literal["ok", "away", "unmade", "refused"]
+    detail: str = ""
+
+
+class Status(_Part):
+    """The whole page. `numbers` are the last that the pool gave, None if it gave none yet."""
+
+    at: float
+    pool: Pool
+    numbers: Numbers | None
+    processes: tuple[Process, ...]
+    lags: tuple[Lag, ...]
+    open_groups: int | None
+    calls_in_flight: int | None
+    urls: dict[str, str]
+    database: str
+
+
+def fold_numbers(at: float, found: Mapping[str, Sequence[Row]]) -> Numbers:
+    """The answers of the statements, by their lower-case name, become numbers."""
+    totals = {row["what"]: int(row["n"]) for row in found["totals"]}
+    tokens = found["tokens"][0]
+    fates: dict[str, dict[str, int]] = {}
+    for row in found["fates"]:
+        by_outcome = fates.setdefault(row["about"], {})
+        by_outcome[row["outcome"]] = by_outcome.get(row["outcome"], 0) + int(row["n"])
+    return Numbers(
+        at=at,
+        stages=tuple(_stage(table, totals.get(table, 0), found["recent"]) for table in STAGES),
+        totals=totals,
+        sampled_tokens=int(tokens["sampled"]),
+        faulty_steps=int(tokens["faulty"]),
+        broken_steps=int(tokens["broken"]),
+        lost_calls=int(found["lost"][0]["n"]),
+        fates=fates,
+        left_out=tuple(
+            Reason(about=row["about"], outcome=row["outcome"], reason=row["reason"], count=int(row["n"]))
+            for row in found["fates"]
+            if row["outcome"] != "emitted"
+        ),
+        recipes=_recipes(found["recipes"], found["ready"], found["curve"]),
+        policies=tuple(
+            PolicyLine(run_id=row["run_id"], engine=row["engine"] or None, version=int(row["version"]), at=row["at"])
+            for row in found["policies"]
+        ),
+    )
+
+
+def _stage(table: str, count: int, recent: Iterable[Row]) -> Stage:
+    buckets = [0] * BUCKETS
+    for row in recent:
+        if row["what"] == table and row["bucket"] < BUCKETS:
+            buckets[row["bucket"]] += int(row["n"])
+    rate = sum(buckets[:RATE_BUCKETS]) / (RATE_BUCKETS * BUCKET_SECONDS)
+    return Stage(name=table, count=count, per_second=rate, recent=tuple(reversed(buckets)))
+
+
+def _recipes(recipes: Iterable[Row], ready: Iterable[Row], curve: Iterable[Row]) -> tuple[RecipeLine, ...]:
+    waiting = {row["recipe"]: max(0, int(row["ready"]) - int(row["cut"])) for row in ready}
+    points: dict[str, list[BatchPoint]] = {}
+    for row in curve:
+        points.setdefault(row["recipe"], []).append(
+            BatchPoint(
+                sequence=int(row["sequence"]),
+                groups=int(row["groups"]),
+                excluded=int(row["excluded"]),
+                reward=None if row["reward"] is None else float(row["reward"]),
+                policy_version=None if row["policy_version"] is None else int(row["policy_version"]),
+                at=float(row["at"]),
+            )
+        )
+    known = {row["name"]: row for row in recipes}
+    lines = [
+        _recipe(name, known.get(name), waiting.get(name, 0), points.get(name, []))
+        for name in sorted({*known, *waiting, *points})
+    ]
+    return tuple(sorted(lines, key=lambda line: not line.in_force))
+
+
+def _recipe(name: str, row: Row | None, ready: int, batches: Sequence[BatchPoint]) -> RecipeLine:
+    text = row["recipe"] if row is not None else ""
+    recipe: dict[str, Any] = json.loads(text) if text else {}
+    return RecipeLine(
+        name=name,
+        version=int(row["version"]) if row is not None else None,
+        in_force=bool(recipe),
+        run_id=recipe.get("run_id"),
+        channel=recipe.get("channel"),
+        algorithm=recipe.get("algorithm"),
+        group_size=recipe.get("group", {}).get("size"),
+        batch_groups=recipe.get("batch", {}).get("groups"),
+        ready=ready,
+        batches=tuple(batches),
+    )
+
+
+def sum_gauge(samples: Iterable[tuple[str, float]], name: str) -> int | None:
+    """A gauge summed over its labels; None if the process does not export it."""
+    values = [value for sample, value in samples if sample == name]
+    return round(sum(values)) if values else None

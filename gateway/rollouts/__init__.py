@@ -1,0 +1,1 @@
+"""The rollout API: what is said about trajectories beside their model calls."""

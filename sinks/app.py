@@ -1,0 +1,362 @@
+"""A consumer of every topic: records come in, become rows, and are inserted as ranges that were promised before.
+
+The order for a partition is always: buffer, commit the promise (fenced by the group), insert, dead-letter, commit the next
+offset. Whatever breaks off in between is done again by the next owner of the partition as the same range with the same
+tokens. Invariants: no insert without an acknowledged promise; the group cannot rebalance in the middle of a flush, since the
+flush holds the lock that giving up partitions waits for; buffers are bounded by the limits plus one poll.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+)
+
+from claw_r1 import bus, metrics
+from claw_r1.clickhouse import ClickHouse
+from claw_r1.codec import decode
+from claw_r1.errors import InvalidRecord, RetryableError, UserError
+from claw_r1.health import HealthServer
+from claw_r1.settings import SinksSettings
+from claw_r1.topics import BATCH_PREFIX, all_topics
+from sinks import migrations
+from sinks.dlq import DeadLetters, InvalidBudget
+from sinks.plan import Commit, Dead, Limits, LostRecords, Partition
+from sinks.rows import NOT_STORED, Place, list_rows
+from sinks.writer import insert_promised
+
+log = logging.getLogger("claw.sinks")
+
+POLL_RECORDS: Final = 1000
+POLL_SECONDS: Final = 0.5
+METADATA_AGE_MS: Final = 2000
+"""A new recipe's topic is found after this."""
+FETCH_AHEAD_BYTES: Final = 2 * 2**20
+BROKER_DEADLINE: Final = 10.0
+BUSIEST: Final = 1.0
+"""Under load a flush waits up to this many seconds, so that inserting takes at most a fifth of the time."""
+_NEVER_IDLE_MS: Final = 2**31 - 1
+
+
+class Fenced(Exception):
+    """The group gave our partitions to another member: what is buffered is theirs now."""
+
+
+def topic_pattern() -> str:
+    """A regular expression of the topics that are stored: all of the list and every recipe's, no dead letters."""
+    names = [re.escape(topic.name) for topic in all_topics() if not topic.name.endswith(".dlq")]
+    return f"^(?:{'|'.join(names)}|{re.escape(BATCH_PREFIX)}[A-Za-z0-9.-]+\\.v1)$"
+
+
+class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
+    """One member of the group `settings.group`. `at` is told the points of a flush: promised, inserted, stored."""
+
+    def __init__(self, settings: SinksSettings, stop: asyncio.Event, at: Callable[[str], None] = lambda point: None):
+        self._settings = settings
+        self._stop = stop
+        self._at = at
+        self._partitions: dict[TopicPartition, Partition] = {}
+        self._overshot: set[TopicPartition] = set()
+        self._lock = asyncio.Lock()
+        self._joined: set[TopicPartition] | None = None
+        self._waiting: str | None = "starting"
+        self._budget = InvalidBudget(settings.max_invalid)
+        self._dead_letters = DeadLetters(settings.kafka)
+        self._last_flush = 0.0
+        self._backoff = 0.0
+        self._again = False
+        """A flush failed and is to be repeated before anything else is read."""
+        self._consumer: AIOKafkaConsumer
+        self._clickhouse: ClickHouse
+
+    def why_not_ready(self) -> str | None:
+        return self._waiting
+
+    # ------------------------------------------------------------------------------------------------------- membership
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        async with self._lock:
+            self._forget()
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        # aiokafka swallows what fails in here, and fetches meanwhile: the loop takes it from here.
+        self._joined = set(assigned)
+
+    def _forget(self) -> None:
+        self._partitions = {}
+        self._overshot.clear()
+        self._joined = None
+        self._again = False
+        self._waiting = "waiting for partitions"
+
+    async def _resume(self, assigned: set[TopicPartition]) -> None:
+        """Go on exactly where the pool ends; aiokafka's own seek would leave out offset 0."""
+        async with _broker_deadline("offsets"):
+            committed = await self._consumer._coordinator.fetch_committed_offsets(list(assigned)) if assigned else {}
+            starts = await self._consumer.beginning_offsets(list(assigned)) if assigned else {}
+            ends = await bus.end_offsets(self._consumer, assigned) if assigned else {}
+        if self._joined is not assigned:
+            return  # rebalanced meanwhile
+        partitions: dict[TopicPartition, Partition] = {}
+        for tp in assigned:
+            found = committed.get(tp)
+            partition = Partition.resume(
+                f"{tp.topic}/{tp.partition}",
+                None if found is None else Commit(found.offset, found.metadata),
+                starts[tp],
+                ends[tp],
+                fresh=os.urandom(6).hex(),
+                skip_lost=self._settings.skip_lost,
+            )
+            partitions[tp] = partition
+        try:
+            for tp, partition in partitions.items():
+                self._seek(tp, partition.first)
+        except Fenced:
+            return  # the next rebalance has begun
+        self._partitions = partitions
+        self._joined = None
+        self._waiting = None
+        log.info("partitions assigned", extra={"partitions": len(assigned)})
+
+    def _seek(self, tp: TopicPartition, offset: int) -> None:
+        try:
+            self._consumer.seek(tp, offset)
+        except IllegalStateError as error:
+            raise Fenced from error
+
+    # ------------------------------------------------------------------------------------------------------------- loop
+
+    async def run(self) -> None:
+        """Until stopped; then what is buffered is stored. Raises what must end the process."""
+        settings = self._settings
+        async with contextlib.AsyncExitStack() as closing:
+            self._clickhouse = await closing.enter_async_context(
+                await ClickHouse.connect(settings.clickhouse, settings.database, timeout=settings.insert_timeout)
+            )
+            await self._check_schema()
+            closing.push_async_callback(self._dead_letters.close)
+            self._consumer = await bus.start_consumer(
+                settings.kafka,
+                client_id="claw-sinks",
+                group=settings.group,
+                auto_offset_reset="none",
+                metadata_max_age_ms=METADATA_AGE_MS,
+                session_timeout_ms=int(settings.session_timeout * 1000),
+                heartbeat_interval_ms=int(settings.session_timeout * 1000 / 4),
+                # Heartbeats alone say that a sink lives: while ClickHouse is away it polls nothing for as long as it takes.
+                max_poll_interval_ms=_NEVER_IDLE_MS,
+                # Bounds what is fetched ahead; a larger record still comes, alone.
+                max_partition_fetch_bytes=FETCH_AHEAD_BYTES,
+            )
+            closing.push_async_callback(self._leave)
+            self._waiting = "waiting for partitions"
+            self._consumer.subscribe(pattern=topic_pattern(), listener=self)
+            while not self._stop.is_set():
+                await self._step()
+            with contextlib.suppress(RetryableError):  # promised by then, and stored by the next start
+                await self._flush([tp for tp, partition in self._partitions.items() if partition.count])
+
+    async def _leave(self) -> None:
+        await bus.stop_consumer(self._consumer, deadline=BROKER_DEADLINE)
+
+    async def _check_schema(self) -> None:
+        settings = self._settings
+        if pending := await migrations.list_pending(settings.clickhouse, settings.database):
+            raise UserError(
+                f"the database {settings.database} at {self._clickhouse.url} lacks {len(pending)} migrations, the first is "
+                f"{pending[0].name}: run `claw migrate`"
+            )
+
+    async def _step(self) -> None:
+        try:
+            if self._joined is not None:
+                await self._resume(self._joined)
+            for tp, records in (await self._poll()).items():
+                self._take(tp, records)
+            if due := await self._list_due():
+                await self._flush(due)
+                self._backoff = 0.0
+                self._waiting = None if self._partitions else self._waiting
+            self._again = False
+        except RetryableError as error:
+            await self._wait_for_return(error)
+        self._report_lag()
+
+    async def _list_due(self) -> list[TopicPartition]:
+        now = time.monotonic()
+        due = []
+        for tp, partition in list(self._partitions.items()):
+            reached = await self._reached(tp) if partition.promised else 0
+            if partition.due(now, self._limits, reached):
+                due.append(tp)
+        return due
+
+    async def _poll(self) -> dict[TopicPartition, list[ConsumerRecord]]:
+        """Records that came, none if it is time to flush or to stop. Nothing is fetched while a flush must be repeated."""
+        if self._again:
+            return {}
+        timeout = int(self._poll_seconds() * 1000)
+        poll = asyncio.ensure_future(self._consumer.getmany(timeout_ms=timeout, max_records=POLL_RECORDS))
+        stop = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({poll, stop}, return_when=asyncio.FIRST_COMPLETED)
+            return poll.result() if poll.done() else {}
+        except NoOffsetForPartitionError:
+            return {}  # fetched before the seek of a new partition
+        except OffsetOutOfRangeError as error:
+            raise LostRecords(f"the log no longer has what is to be stored next: {error}") from error
+        finally:
+            for task in (poll, stop):
+                task.cancel()
+
+    def _poll_seconds(self) -> float:
+        now = time.monotonic()
+        waits = [p.since + self._limits.age - now for p in self._partitions.values() if p.count]
+        return min(POLL_SECONDS, max(0.0, min(waits, default=POLL_SECONDS)))
+
+    @property
+    def _limits(self) -> Limits:
+        settings = self._settings
+        age = max(settings.flush_age, min(BUSIEST, 4 * self._last_flush))
+        return Limits(settings.flush_rows, settings.flush_bytes, age)
+
+    async def _reached(self, tp: TopicPartition) -> int:
+        """The next offset that the consumer will give; 0 if the partition is being taken from us."""
+        try:
+            async with _broker_deadline("a position"):
+                position: int = await self._consumer.position(tp)
+        except IllegalStateError:
+            return 0
+        return position
+
+    def _take(self, tp: TopicPartition, records: list[ConsumerRecord]) -> None:
+        partition = self._partitions.get(tp)
+        if partition is None:
+            return  # not ours, or not resumed: the seek comes and brings them again
+        now = time.monotonic()
+        for record in records:
+            if partition.wants(record.offset):
+                rows, dead = self._convert(record)
+                partition.take(record.offset, len(record.value or b"") + 200, now, rows, dead)
+            elif record.offset >= partition.next:
+                self._overshot.add(tp)
+
+    def _convert(self, record: ConsumerRecord) -> tuple[list[tuple[str, tuple[Any, ...]]], Dead | None]:
+        """The record's rows, or why it has none. Raises TooManyInvalid."""
+        if record.value is None:
+            metrics.SINKS_DROPPED.labels("tombstone").inc()
+            return [], None
+        place = Place(record.topic, record.partition, record.offset, record.timestamp)
+        try:
+            event = decode(record.headers, record.value)
+            rows = list_rows(event, place)
+        except InvalidRecord as error:
+            log.warning(
+                "a record cannot be stored", extra={**place._asdict(), "reason": error.reason, "why": str(error)[:300]}
+            )
+            self._budget.invalid(record.topic, error)
+            return [], Dead(record, error)
+        if type(event) in NOT_STORED:
+            metrics.SINKS_DROPPED.labels("not_stored").inc()
+        self._budget.valid(record.topic)
+        return rows, None
+
+    # ------------------------------------------------------------------------------------------------------------ flush
+
+    async def _flush(self, due: list[TopicPartition]) -> None:
+        """Store what these partitions hold. Raises RetryableError: then the promise stands, and it is to be called again."""
+        async with self._lock:
+            partitions = {tp: self._partitions[tp] for tp in due if tp in self._partitions}
+            if not partitions:
+                return
+            started = time.monotonic()
+            try:
+                await self._commit({tp: partition.promise() for tp, partition in partitions.items()})
+                self._at("promised")
+                await insert_promised(self._clickhouse, partitions.values(), self._at)
+                await self._bury([dead for partition in partitions.values() for dead in partition.dead])
+                for tp, partition in partitions.items():
+                    metrics.SINKS_RECORDS.labels(tp.topic).inc(partition.count)
+                commits = {tp: partition.stored() for tp, partition in partitions.items()}
+                # Before anything else is read: what came past a promised range was not taken.
+                for tp in self._overshot.intersection(partitions):
+                    self._seek(tp, partitions[tp].first)
+                    self._overshot.discard(tp)
+                self._at("inserted all")
+                # If only this fails, the next promise commits the same offset, or the next owner's insert adds nothing.
+                await self._commit(commits)
+                self._at("stored")
+            except Fenced:
+                log.warning("lost the partitions during a flush; their next owner repeats it")
+                self._forget()
+                return
+            self._last_flush = time.monotonic() - started
+
+    async def _commit(self, commits: dict[TopicPartition, Commit]) -> None:
+        """Raises Fenced if the partitions are no longer ours, RetryableError if the broker is away."""
+        try:
+            async with _broker_deadline("a commit"):
+                await self._consumer.commit({tp: tuple(commit) for tp, commit in commits.items()})
+        except (CommitFailedError, IllegalStateError) as error:
+            raise Fenced from error
+
+    async def _bury(self, dead: list[Dead]) -> None:
+        await self._dead_letters.publish(dead)
+        for _record, error in dead:
+            metrics.SINKS_DROPPED.labels(error.reason).inc()
+
+    async def _wait_for_return(self, error: RetryableError) -> None:
+        """Back off: 0.2 s, doubling up to 5 s."""
+        self._again = any(partition.promised and partition.count for partition in self._partitions.values())
+        self._backoff = min(5.0, self._backoff * 2 or 0.2)
+        self._waiting = f"retrying: {error}"
+        metrics.SINKS_RETRIES.labels("unavailable").inc()
+        log.warning("not stored yet", extra={"why": str(error), "again_in_s": self._backoff})
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), self._backoff)
+
+    def _report_lag(self) -> None:
+        for tp in self._consumer.assignment().intersection(self._partitions):
+            partition, end = self._partitions[tp], self._consumer.last_stable_offset(tp)
+            if end is not None and end >= 0:
+                lag = max(0, end - partition.first) if partition.count or partition.promised else 0
+                metrics.SINKS_LAG.labels(tp.topic, str(tp.partition)).set(lag)
+
+
+@contextlib.asynccontextmanager
+async def _broker_deadline(what: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(BROKER_DEADLINE):
+            yield
+    except TimeoutError as error:
+        raise RetryableError(f"the broker did not answer within {BROKER_DEADLINE:g} s ({what})") from error
+    except (CommitFailedError, IllegalStateError):
+        raise
+    except KafkaError as error:
+        if error.retriable:
+            raise RetryableError(f"the broker is away ({what}): {error!r}") from error
+        raise
+
+
+async def run(settings: SinksSettings, stop: asyncio.Event) -> None:
+    """A sink with its health pages, until `stop`."""
+    sink = Sink(settings, stop)
+    health = HealthServer(settings.host, settings.port, sink.why_not_ready)
+    await health.start()
+    try:
+        await sink.run()
+    finally:
+        await health.stop()

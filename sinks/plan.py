@@ -1,0 +1,166 @@
+"""What the sink does with one partition's records, and in which order: plan, insert, move on. Pure.
+
+The committed offset of a partition is the first record that is not stored; its metadata is the plan. A plan that says
+`last` is a promise: the records [offset, last] are inserted as exactly that range, by whoever owns the partition next, so
+that a repeated insert carries the same token. `generation` is made when a partition has no plan yet (a new topic of an old
+name, a group that was reset) and goes into every token, so that no token of another life of the partition is met again.
+
+Invariants: rows below `first` are in the pool; buffered offsets only rise; nothing past a promised `last` enters its range.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, Self
+
+from claw_r1.errors import InvalidRecord, UserError
+from sinks.rows import ROWS_VERSION
+
+Rows = dict[str, list[tuple[Any, ...]]]
+
+
+class Limits(NamedTuple):
+    """When a partition's buffer is flushed: rows, bytes, or the age of its oldest row in seconds."""
+
+    rows: int
+    bytes: int
+    age: float
+
+
+class Commit(NamedTuple):
+    """An offset and its metadata, as the consumer group keeps them."""
+
+    offset: int
+    metadata: str
+
+
+class Dead(NamedTuple):
+    """A record that cannot be stored, as it was consumed, and why."""
+
+    record: Any
+    error: InvalidRecord
+
+
+class LostRecords(UserError):
+    """The log no longer has what the pool still lacks."""
+
+
+_VERSION: Final = 1
+
+
+@dataclass
+class Partition:
+    """One assigned partition: what is stored, what is promised, what is buffered."""
+
+    name: str
+    """topic/partition, for the tokens and messages."""
+    first: int
+    generation: str
+    last: int | None = None
+    rows: Rows = field(default_factory=dict)
+    dead: list[Dead] = field(default_factory=list)
+    count: int = 0
+    """Records in the buffer, also those that became no row."""
+    bytes: int = 0
+    since: float = 0.0
+    """When the oldest buffered record came, on the monotonic clock."""
+    next: int = 0
+    """The lowest offset that may come next."""
+
+    @classmethod
+    def resume(
+        cls, name: str, committed: Commit | None, log_start: int, log_end: int, *, fresh: str, skip_lost: bool = False
+    ) -> Self:
+        """The state of a partition that was just assigned; `fresh` is the generation if it has none yet.
+
+        Raises LostRecords if the log begins past what is stored (retention), or ends before it (the topic is another).
+        """
+        if committed is None:
+            return cls(name, log_start, fresh, next=log_start)
+        if lost := _explain_loss(name, committed.offset, log_start, log_end):
+            if not skip_lost:
+                raise LostRecords(lost + " To go on without them, start once with CLAW_SINKS_SKIP_LOST=true.")
+            return cls(name, log_start, fresh, next=log_start)
+        first = committed.offset
+        generation, last = _read_metadata(committed.metadata)
+        if last is not None and last < first:
+            last = None
+        return cls(name, first, generation or fresh, last, next=first)
+
+    @property
+    def promised(self) -> bool:
+        return self.last is not None
+
+    def wants(self, offset: int) -> bool:
+        """Whether the record belongs into the buffer: not seen before, and not past a promised range."""
+        return offset >= self.next and (self.last is None or offset <= self.last)
+
+    def take(
+        self, offset: int, size: int, now: float, rows: list[tuple[str, tuple[Any, ...]]], dead: Dead | None = None
+    ) -> None:
+        """Buffer a record that is wanted: its rows (none if it becomes none), or why it is dead."""
+        if self.count == 0:
+            self.since = now
+        self.count += 1
+        self.bytes += size
+        self.next = offset + 1
+        for table, row in rows:
+            self.rows.setdefault(table, []).append(row)
+        if dead is not None:
+            self.dead.append(dead)
+
+    def due(self, now: float, limits: Limits, reached: int) -> bool:
+        """Whether to flush: the promised range is whole (`reached`: the next offset to come), or a limit is passed."""
+        if self.last is not None:
+            return reached > self.last
+        return self.count > 0 and (
+            self.count >= limits.rows or self.bytes >= limits.bytes or now - self.since >= limits.age
+        )
+
+    def promise(self) -> Commit:
+        """Fix the range that is buffered now; to be committed before its insert, and as often as one likes."""
+        if self.last is None:
+            self.last = self.next - 1
+        return Commit(self.first, _write_metadata(self.generation, self.last))
+
+    def token(self, table: str) -> str:
+        """Names the insert of the promised range into a table: the same whoever makes it, and whenever."""
+        return f"{self.name}/{self.generation}/{self.first}-{self.last}/{table}/r{ROWS_VERSION}"
+
+    def stored(self) -> Commit:
+        """Everything promised is in the pool: forget it, and say what to commit."""
+        assert self.last is not None, "nothing was promised"
+        self.first = self.next = self.last + 1
+        self.last = None
+        self.rows, self.dead, self.count, self.bytes = {}, [], 0, 0
+        return Commit(self.first, _write_metadata(self.generation, None))
+
+
+def _explain_loss(name: str, stored: int, log_start: int, log_end: int) -> str | None:
+    if log_end < stored:
+        return (
+            f"{name} ends at offset {log_end}, but the pool has it up to {stored}: the log lost records, or this is another "
+            "topic of the same name."
+        )
+    if log_start > stored:
+        return (
+            f"{name} begins at offset {log_start}, but the pool has it only up to {stored}: the log's retention took "
+            "records before they were stored."
+        )
+    return None
+
+
+def _write_metadata(generation: str, last: int | None) -> str:
+    plan: dict[str, Any] = {"v": _VERSION, "generation": generation}
+    return json.dumps(plan if last is None else plan | {"last": last}, separators=(",", ":"))
+
+
+def _read_metadata(text: str) -> tuple[str | None, int | None]:
+    """(generation, last); nothing if the offset was committed by another program."""
+    try:
+        plan = json.loads(text or "null")
+        if isinstance(plan, dict) and plan.get("v") == _VERSION:
+            last = plan.get("last")
+            return str(plan["generation"]), None if last is None else int(last)
+    except (ValueError, KeyError, TypeError):
+        return None, None
+    return None, None

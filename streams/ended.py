@@ -1,0 +1,53 @@
+"""A trajectory that ended becomes what reward workers get of it: how it ended, its rewards until now, its last conversation."""
+
+import msgspec
+
+from claw_r1.codec import restore_messages
+from claw_r1.errors import InvalidRecord
+from claw_r1.events import Step, Trajectory
+from streams.join import TrajectoryState, effective_rewards, order_steps
+from streams.readiness import GroupState
+
+MAX_MESSAGES_BYTES = 4 * 1024 * 1024
+"""A longer conversation is left out of the Trajectory, which must fit into one record; the pool has it."""
+
+
+def ended_trajectory(group: GroupState, t: TrajectoryState, partition: int, pos: int, now: float) -> Trajectory:
+    """A trajectory of the group at stream time `now`; `pos` is the next input offset."""
+    assert t.end is not None
+    return Trajectory(
+        run_id=group.run_id,
+        prompt_uid=group.prompt_uid,
+        group_id=group.group_id,
+        trajectory_uid=t.trajectory_uid,
+        channel=group.channel_of(t),
+        task_id=group.task_of(t),
+        status=t.end.status,
+        complete=group.merge(t) is not None and not t.missing_steps,
+        step_ids=tuple(s.step_id for s in order_steps(t.steps.values())),
+        rewards=effective_rewards(t.rewards, group.rewards),
+        messages=_last_messages(t),
+        metadata=group.metadata_of(t) if group.metadata_fits(t) else {},
+        partition=partition,
+        pos=pos,
+        at=now,
+    )
+
+
+def _last_messages(t: TrajectoryState) -> bytes | None:
+    """The last step's whole conversation with its reply as JSON; None if there is none, or it cannot be restored or sent."""
+    chain: list[Step] = []
+    ordered = order_steps(t.steps.values())
+    step = ordered[-1] if ordered else None
+    while step is not None:
+        chain.append(step)
+        goes_on = step.messages_kept > 0 and step.parent_step_id is not None
+        step = t.steps.get(step.parent_step_id or "") if goes_on else None
+    messages: list[object] | None = None
+    for step in reversed(chain):
+        try:
+            messages = restore_messages(step, messages) + ([msgspec.json.decode(step.reply)] if step.reply else [])
+        except (InvalidRecord, msgspec.DecodeError):
+            return None
+    body = msgspec.json.encode(messages) if messages else None
+    return body if body is None or len(body) <= MAX_MESSAGES_BYTES else None

@@ -1,0 +1,377 @@
+"""One partition of `claw.events.v1` at work: state rebuilt by replay, records folded, decisions written, offsets committed.
+
+Per partition one transactional producer, which fences its predecessor before the ledger is read. Every decision's outputs
+are in one transaction; outputs that pile up while one commits go out in the next. The committed offset only moves to where
+the fold's state said that nothing older is needed, at a moment whose decisions are all durable. Anything unexpected ends the
+process: replay is the one recovery path.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+
+from claw_r1 import bus, metrics
+from claw_r1.codec import Record, decode, encode
+from claw_r1.dlq import dead_letter
+from claw_r1.errors import ClawError, InvalidRecord
+from claw_r1.events import Event, GroupCarried, GroupReady, Outcome, RecipeActive, Sample, Step, Trajectory
+from claw_r1.ids import event_key
+from claw_r1.settings import StreamsSettings
+from claw_r1.topics import EVENTS, OUTCOMES, RECIPES, dlq_topic
+from streams.carrier import Wanted, copy_groups, is_copy, read_copies
+from streams.carry import draft, hold, is_due, open_groups, settle
+from streams.spill import STEP_BYTES, Budget
+from streams.state import Key, Output, PartitionState
+
+log = logging.getLogger("claw.streams")
+
+MAX_PENDING = 20_000
+"""Outputs that may wait for a transaction; beyond it no more records are taken in."""
+MAX_PENDING_BYTES = 128 * 2**20
+"""About so much of samples and conversations may wait."""
+TRANSACTION_RECORDS = 2_000
+TRANSACTION_BYTES = 16 * 2**20
+"""A transaction that reached one of these ends with the group it is at: it must commit within its time-out."""
+MAX_INVALID_RUN = 100
+"""So many undecodable records in a row stop the worker: the topic is not what it should be."""
+_LEDGER_SLACK_MS = 60_000
+_LEDGER_RECORDS = 50_000
+"""So many outcomes are read back in any case: about those of CLOSED_KEPT groups."""
+
+
+class RetentionPassed(ClawError):
+    """The log no longer holds facts that open groups need."""
+
+
+class LogTruncated(ClawError):
+    """The log ends before what was already decided: it lost records, or it is another topic of the same name."""
+
+
+class Sending(NamedTuple):
+    """A record and where it goes; `partition` None lets the key decide."""
+
+    topic: str
+    partition: int | None
+    record: Record
+
+
+class PartitionWorker:
+    """The shell around one PartitionState."""
+
+    def __init__(self, settings: StreamsSettings, partition: int, *, share: int = 1) -> None:
+        """One of `share` partitions that share this worker's memory."""
+        self.settings = settings
+        self.partition = partition
+        self.state = PartitionState(partition)
+        folder = Path(settings.spill) / settings.app / settings.worker / str(partition)
+        self._budget = Budget(settings.memory_bytes // share, folder)
+        self.committed: int | None = None
+        self.safe = 0
+        """May be committed: everything below is decided and durable."""
+        self._source = f"streams/{settings.worker}"
+        self._producer: AIOKafkaProducer | None = None
+        self._pending: list[Output | Record] = []
+        self._pending_bytes = 0
+        self._stopped = False
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._anchor = (0.0, 0.0)
+        self._invalid_run = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # ------------------------------------------------------------------------------------------------------------- start
+
+    async def rebuild(self, committed: int | None) -> None:
+        """Fence the earlier owner, read the ledger, replay the log from the committed offset to its end."""
+        settings = self.settings
+        self._producer = await bus.start_producer(
+            settings.kafka,
+            client_id=f"claw-streams-{self.partition}",
+            transactional_id=f"{settings.app}-{self.partition}",
+            transaction_timeout=settings.transaction_timeout,
+        )
+        recipes = await bus.read_topic(settings.kafka, RECIPES, client_id="claw-streams-recipes")
+        consumer = await bus.start_consumer(settings.kafka, client_id=f"claw-streams-replay-{self.partition}")
+        try:
+            await self._replay(consumer, committed, recipes)
+        finally:
+            await bus.stop_consumer(consumer)
+
+    async def _replay(
+        self, consumer: AIOKafkaConsumer, committed: int | None, recipes: Sequence[ConsumerRecord]
+    ) -> None:
+        events = TopicPartition(EVENTS, self.partition)
+        outcomes = TopicPartition(OUTCOMES, self.partition)
+        consumer.assign([events, outcomes])
+        first = (await consumer.beginning_offsets([events]))[events]
+        end = (await bus.end_offsets(consumer, [events]))[events]
+        start = first if committed is None else committed
+        if start < first:
+            raise RetentionPassed(
+                f"{EVENTS}[{self.partition}] begins at {first}, but facts from {start} on are still needed: retention is "
+                "shorter than the longest open group. Raise the topic's retention; to go on without those facts, set the "
+                f"committed offset of group {self.settings.app} to {first}."
+            )
+        if start > end:
+            raise LogTruncated(
+                f"{EVENTS}[{self.partition}] ends at {end}, but was decided up to {start}: the log lost records, or the topic "
+                f"was made anew. To go on with what it holds, delete the offsets of group {self.settings.app}."
+            )
+        state = self.state
+        state.position = self.safe = start
+        self.committed = committed
+        active = [e for r in recipes if isinstance(e := decode(r.headers, r.value), RecipeActive)]
+        state.load_recipes(active, before=start)
+        ledger = await self._read_ledger(consumer, events, outcomes, start if start < end else None)
+        state.load_ledger(entry for entry in ledger if isinstance(entry, Outcome))
+        consumer.pause(outcomes)
+        known = {(a.name, a.version): a for a in active if a.partition == self.partition}
+        async for carried, copies in read_copies(consumer, events, open_groups(ledger, self.partition)):
+            hold(state, carried, copies, known)
+        async for records in bus.read_range(consumer, events, start, end):
+            metrics.STREAMS_REPLAYED.inc(len(records))
+            self.fold(records)
+            if not self._room.is_set():
+                await self._flush()  # decisions that no earlier owner wrote: it is fenced, and the ledger was read
+        state.end_replay()
+        self._anchor = (max(state.now, time.time()), time.monotonic())
+        log.info(
+            "partition rebuilt",
+            extra={"partition": self.partition, "start": start, "end": end, "open_groups": len(state.groups)},
+        )
+
+    async def _read_ledger(
+        self, consumer: AIOKafkaConsumer, events: TopicPartition, outcomes: TopicPartition, start: int | None
+    ) -> list[Outcome | GroupCarried]:
+        """What was written to the ledger since the fact at `start` was appended: what concerns groups that were open then;
+        and its newest records in any case, so that facts about groups that closed before are late and open nothing."""
+        consumer.pause(outcomes)
+        oldest = None
+        if start is not None:
+            async for records in bus.read_range(consumer, events, start, start + 1):
+                oldest = records[0].timestamp
+        consumer.resume(outcomes)
+        consumer.pause(events)
+        first = (await consumer.beginning_offsets([outcomes]))[outcomes]
+        end = (await bus.end_offsets(consumer, [outcomes]))[outcomes]
+        low = max(first, end - _LEDGER_RECORDS)
+        if oldest is not None:
+            found = (await consumer.offsets_for_times({outcomes: max(0, oldest - _LEDGER_SLACK_MS)}))[outcomes]
+            low = low if found is None else min(low, max(first, found.offset))
+        ledger: list[Outcome | GroupCarried] = []
+        async for records in bus.read_range(consumer, outcomes, low, end):
+            ledger += [e for r in records if isinstance(e := decode(r.headers, r.value), Outcome | GroupCarried)]
+        consumer.resume(events)
+        return ledger
+
+    # -------------------------------------------------------------------------------------------------------------- fold
+
+    async def take(self, records: Sequence[ConsumerRecord]) -> None:
+        """Fold a batch of records in offset order; waits while too many outputs are unwritten."""
+        await self._room.wait()
+        if self._stopped:
+            return  # given up meanwhile: the next owner reads them
+        self.fold(records)
+        self._anchor = (self.state.now, time.monotonic())
+
+    def fold(self, records: Sequence[ConsumerRecord]) -> None:
+        """Records below the expected offset were seen; one above it means that some were skipped, which must not happen."""
+        state = self.state
+        outputs: list[Output | Record] = []
+        taken: dict[str, int] = {}
+        size = 0
+        for record in records:
+            if record.offset < state.position:
+                continue
+            if record.offset > state.position:
+                raise ClawError(f"{EVENTS}[{self.partition}]: expected offset {state.position}, got {record.offset}")
+            if is_copy(record):
+                outputs += state.skip(record.offset, record.timestamp / 1000)
+                continue
+            try:
+                event = decode(record.headers, record.value)
+            except InvalidRecord as error:
+                outputs += self._spoil(record, error)
+                continue
+            self._invalid_run = 0
+            outputs += state.apply(event, record.offset, record.timestamp / 1000)
+            taken[event.TYPE] = taken.get(event.TYPE, 0) + 1
+            if isinstance(event, Step):
+                size += STEP_BYTES + len(record.value)
+        if spilled := self._budget.keep(state, size):
+            metrics.STREAMS_SPILLED_BYTES.inc(spilled)
+        for kind, number in taken.items():
+            metrics.STREAMS_FACTS.labels(kind).inc(number)
+        self._queue(outputs)
+
+    def _spoil(self, record: ConsumerRecord, error: InvalidRecord) -> list[Output | Record]:
+        self._invalid_run += 1
+        if self._invalid_run > MAX_INVALID_RUN:
+            raise ClawError(f"{MAX_INVALID_RUN} undecodable records in a row on {EVENTS}[{self.partition}]: {error}")
+        metrics.STREAMS_DROPPED.labels(error.reason).inc()
+        log.warning(
+            "undecodable record", extra={"partition": self.partition, "offset": record.offset, "why": str(error)}
+        )
+        outputs = self.state.spoil(_key_of(record), record.offset, record.timestamp / 1000, error.reason)
+        dead = dead_letter(record, error, stage="streams")
+        return [*outputs, dead]
+
+    def tidy(self) -> None:
+        """Forget on disk what closed."""
+        metrics.STREAMS_SPILLED_STEPS.labels(self.partition).set(self._budget.tidy(self.state))
+
+    def tick(self) -> None:
+        """Stream time passes by the monotonic clock while no records come; only once the log's end was reached."""
+        at, since = self._anchor
+        self._queue(self.state.tick(at + time.monotonic() - since))
+
+    def _queue(self, outputs: Sequence[Output | Record]) -> None:
+        if not outputs:
+            if not self._pending and self._idle.is_set():
+                self.safe = self.state.committable
+            return
+        self._pending += outputs
+        self._pending_bytes += sum(map(_size, outputs))
+        self._idle.clear()
+        self._wake.set()
+        if len(self._pending) > MAX_PENDING or self._pending_bytes > MAX_PENDING_BYTES:
+            self._room.clear()
+
+    # ------------------------------------------------------------------------------------------------------------- carry
+
+    async def keep_carrying(self) -> None:
+        """Carry what is open for long, for ever: not at once, but many groups with one look through the log."""
+        while True:
+            await asyncio.sleep(self.settings.carry_after / 2)
+            await self.carry()
+
+    async def carry(self) -> None:
+        """Write the facts of the groups that are due to the log again, and then that they were."""
+        state = self.state
+        due = [g for g in state.groups.values() if is_due(g, state.now, self.settings.carry_after)]
+        if not due:
+            return
+        wanted = [Wanted(draft(state, group), frozenset(group.seen), group.first_offset) for group in due]
+        for carried in await copy_groups(self.settings.kafka, wanted, self.partition, state.position):
+            key = event_key(carried.run_id, carried.prompt_uid)
+            self._queue([Output(OUTCOMES, carried, key, self.partition)])
+
+    # -------------------------------------------------------------------------------------------------------------- emit
+
+    async def emit(self) -> None:
+        """Write what is decided, one transaction after another, for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self._flush()
+
+    async def _flush(self) -> None:
+        """Write what is decided so far; then what lies below the oldest open group may be committed."""
+        outputs, self._pending, self._pending_bytes = self._pending, [], 0
+        safe = self.state.committable
+        for records in self._transactions(outputs):
+            with metrics.STREAMS_TRANSACTION_SECONDS.time():
+                await self._write(records)
+        for output in outputs:
+            if isinstance(output, Output):
+                count_output(output.event)
+                if isinstance(output.event, GroupCarried):
+                    metrics.STREAMS_CARRIED.inc(settle(self.state, output.event))
+        self.safe = safe
+        if len(self._pending) <= MAX_PENDING and self._pending_bytes <= MAX_PENDING_BYTES:
+            self._room.set()
+        if not self._pending:
+            self._idle.set()
+
+    def _transactions(self, outputs: Sequence[Output | Record]) -> Iterator[list[Sending]]:
+        """The outputs in order, cut into transactions of a bounded size, never inside what was decided of one group."""
+        records: list[Sending] = []
+        size = 0
+        for output in outputs:
+            sending = self._record(output)
+            full = len(records) >= TRANSACTION_RECORDS or size >= TRANSACTION_BYTES
+            if full and sending.record.key != records[-1].record.key:
+                yield records
+                records, size = [], 0
+            records.append(sending)
+            size += len(sending.record.value)
+        if records:
+            yield records
+
+    async def _write(self, records: Sequence[Sending]) -> None:
+        """All of them, or none: a failure ends the process, and its successor's fence aborts what was begun."""
+        producer = self._producer
+        assert producer is not None
+        async with asyncio.timeout(self.settings.transaction_timeout):
+            await bus.track_topics(producer, *{topic for topic, _, _ in records})
+            await producer.begin_transaction()
+            futures = [
+                await producer.send(topic, record.value, key=record.key, headers=record.headers, partition=partition)
+                for topic, partition, record in records
+            ]
+            await asyncio.gather(*futures)
+            await producer.commit_transaction()
+
+    def _record(self, output: Output | Record) -> Sending:
+        if isinstance(output, Record):
+            return Sending(dlq_topic(EVENTS), None, output)
+        event = output.event
+        if isinstance(event, GroupReady):
+            event = event.model_copy(update={"decided_at": time.time()})
+        return Sending(output.topic, output.partition, encode(event, source=self._source, key=output.key))
+
+    async def settle(self) -> None:
+        """Wait until every output so far is durable."""
+        await self._idle.wait()
+
+    async def stop(self) -> None:
+        """Give the partition up; what is unwritten is decided again by its next owner."""
+        self._stopped = True
+        self._room.set()  # who waits for it would wait for ever
+        self._budget.close()
+        if self._producer is not None:
+            await bus.stop_producer(self._producer)
+            self._producer = None
+
+
+def count_output(event: Event) -> None:
+    """What a durable output says, as metrics."""
+    match event:
+        case Outcome():
+            metrics.STREAMS_OUTCOMES.labels(event.outcome).inc()
+        case GroupReady():
+            metrics.STREAMS_TOKENS.labels("samples").inc(event.tokens)
+            metrics.STREAMS_TOKENS.labels("trained").inc(event.trained_tokens)
+            for member in event.members:
+                metrics.STREAMS_TOKENS.labels("steps").inc(member.step_tokens or 0)
+                metrics.STREAMS_HOLES.inc(member.holes or 0)
+                for kind, steps in member.links.items():
+                    metrics.STREAMS_LINKS.labels(kind).inc(steps)
+                for reason, tokens in member.mask_reasons.items():
+                    metrics.STREAMS_MASKED.labels(reason).inc(tokens)
+                for reason, arrays in member.unused.items():
+                    metrics.STREAMS_ANNOTATIONS_UNUSED.labels(reason).inc(arrays)
+
+
+def _key_of(record: ConsumerRecord) -> Key | None:
+    run_id, slash, prompt_uid = (record.key or b"").decode(errors="replace").partition("/")
+    return (run_id, prompt_uid) if slash else None
+
+
+def _size(output: Output | Record) -> int:
+    """About the bytes that an output holds in memory."""
+    if isinstance(output, Record):
+        return len(output.value)
+    match output.event:
+        case Sample(loss_mask=mask, annotations=arrays):
+            return 1000 + (9 + 4 * len(arrays)) * len(mask)
+        case Trajectory(messages=messages):
+            return 1000 + len(messages or b"")
+    return 1000

@@ -1,0 +1,90 @@
+"""What the adapter's tests stand on: a recipe of its own on the real broker, and groups published as a stream worker does."""
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+
+from claw_r1 import topics
+from claw_r1.bus import apply_topics, publish, read_topic, start_producer
+from claw_r1.codec import decode, encode
+from claw_r1.events import BatchCut, BatchTrained, Event, GroupReady, Policy, RecipeActive, Sample
+from claw_r1.ids import new_id
+from claw_r1.recipes import Recipe
+from tests.factories import a_ready_group, a_recipe
+
+
+@dataclass
+class AdapterStand:
+    """A recipe with its topic."""
+
+    kafka: str
+    recipe: Recipe
+    producer: AIOKafkaProducer
+    version: int = 1
+    topic: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.topic = topics.batch_topic(self.recipe.name)
+
+    async def set_recipe(self, **over: Any) -> None:
+        """Apply the recipe, with changes from the second time on."""
+        self.recipe = Recipe.model_validate(self.recipe.model_dump() | over)
+        active = RecipeActive(
+            name=self.recipe.name,
+            version=self.version,
+            recipe=self.recipe,
+            run_id=self.recipe.run_id,
+            partition=0,
+            begins=0,
+        )
+        self.version += 1
+        await self.send(topics.RECIPES, active, f"{active.name}@{active.version}/0")
+
+    async def send(self, topic: str, event: Event, key: str) -> None:
+        """One record in a transaction of its own."""
+        async with self.producer.transaction():
+            await publish(
+                self.producer, topic, encode(event, source="test", key=key.encode()), deadline=30, partition=0
+            )
+
+    async def publish(self, *groups: tuple[Sequence[Sample], GroupReady]) -> None:
+        """Ready groups in one transaction."""
+        async with self.producer.transaction():
+            for samples, marker in groups:
+                for event in (*samples, marker):
+                    record = encode(event, source="test", key=f"{marker.run_id}/{marker.prompt_uid}".encode())
+                    await publish(self.producer, self.topic, record, deadline=30, partition=0)
+
+    def group(self, number: int, rewards: Sequence[float | None] = (1.0, 0.0), **over: Any) -> Any:
+        """The ready group `g<number>` of the recipe's run, different in content from every other."""
+        run = {"run_id": self.recipe.run_id}
+        return a_ready_group(f"g{number}", rewards, **(run | {"metadata": {"number": number}} | over))
+
+    async def history(self) -> list[BatchCut | BatchTrained]:
+        """The recipe's cuts and commits, as a read_committed reader sees them."""
+        records = await read_topic(self.kafka, topics.CUTS, client_id="test")
+        events = [decode(r.headers, r.value) for r in records if r.key == self.recipe.name.encode()]
+        return [event for event in events if isinstance(event, BatchCut | BatchTrained)]
+
+    async def policies(self) -> list[Policy]:
+        records = await read_topic(self.kafka, topics.POLICY, client_id="test")
+        events = [decode(r.headers, r.value) for r in records if r.key == self.recipe.run_id.encode()]
+        return [event for event in events if isinstance(event, Policy)]
+
+
+@contextlib.asynccontextmanager
+async def an_adapter_stand(kafka: str, *, topic: bool = True, **recipe: Any) -> AsyncIterator[AdapterStand]:
+    """A new recipe on the broker, with a topic unless told otherwise."""
+    name = f"r{new_id()}"
+    wanted = topics.all_topics() + ([topics.batch_topic_spec(name)] if topic else [])
+    await apply_topics(kafka, wanted)
+    producer = await start_producer(kafka, client_id="test", transactional_id=f"test-{name}")
+    try:
+        stand = AdapterStand(kafka, a_recipe(**{"name": name, "run_id": f"run-{name}"} | recipe), producer)
+        await stand.set_recipe()
+        yield stand
+    finally:
+        await producer.stop()

@@ -1,0 +1,166 @@
+"""Spans of calls through a whole gateway reach a collector by OTLP, with the agent's span above and the engine's below."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from aiohttp import web
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from claw_r1.ids import new_id
+from claw_r1.local.ports import find_port
+from tests.conftest import Stack
+from tests.integration.gateway_stand import (
+    Handler,
+    Stand,
+    a_gateway,
+    a_reply,
+    an_engine,
+    chunks,
+    replying,
+    streaming,
+    wait_for,
+)
+
+pytestmark = pytest.mark.stack
+TRACE = "a" * 32
+PARENT = f"00-{TRACE}-{'b' * 16}-01"
+ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "the word of the prompt"}], "temperature": 1.0}
+
+
+@dataclass
+class Collector:
+    """What a collector was told."""
+
+    url: str
+    bodies: list[bytes] = field(default_factory=list)
+
+    @property
+    def spans(self) -> list[Span]:
+        told = [ExportTraceServiceRequest.FromString(body) for body in self.bodies]
+        return [span for one in told for r in one.resource_spans for s in r.scope_spans for span in s.spans]
+
+
+@contextlib.asynccontextmanager
+async def a_collector(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Collector]:
+    """A listening collector that the OTEL_* variables name."""
+    port = find_port()
+    collector = Collector(f"http://127.0.0.1:{port}")
+
+    async def take(request: web.Request) -> web.Response:
+        collector.bodies.append(await request.read())
+        return web.Response(content_type="application/x-protobuf")
+
+    app = web.Application()
+    app.router.add_post("/v1/traces", take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+    try:
+        yield collector
+    finally:
+        await runner.cleanup()
+
+
+def values(span: Span) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for attribute in span.attributes:
+        kind = attribute.value.WhichOneof("value")
+        assert kind is not None
+        value = getattr(attribute.value, kind)
+        found[attribute.key] = [v.string_value for v in value.values] if kind == "array_value" else value
+    return found
+
+
+def noting(answer: Handler, seen: list[str | None]) -> Handler:
+    async def note(request: web.Request) -> web.StreamResponse:
+        seen.append(request.headers.get("traceparent"))
+        return await answer(request)
+
+    return note
+
+
+async def ask(stand: Stand, path: str, **over: Any) -> tuple[int, bytes]:
+    headers = {"traceparent": PARENT}
+    async with stand.http.post(f"{stand.url}{path}", json=ASKED | over, headers=headers) as response:
+        return response.status, await response.read()
+
+
+@pytest.mark.parametrize(
+    ("path", "over", "answer"),
+    [
+        ("chat/completions", {}, replying(a_reply([1, 2, 3], [4, 5]))),
+        ("chat/completions", {"stream": True}, streaming(chunks([1, 2, 3], [4, 5]))),
+        ("messages", {"max_tokens": 64}, replying(a_reply([1, 2, 3], [4, 5]))),
+    ],
+    ids=["chat", "stream", "messages"],
+)
+def test_a_call_is_one_span(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, path: str, over: dict[str, Any], answer: Handler
+) -> None:
+    seen: list[str | None] = []
+
+    async def run() -> None:
+        name = new_id()
+        async with (
+            a_collector(monkeypatch) as collector,
+            an_engine(noting(answer, seen)) as engine,
+            a_gateway(stack.kafka, engine.url, run=name, trace=True) as stand,
+        ):
+            status, _ = await ask(stand, f"/{name}/p/v1/{path}", **over)
+            assert status == 200
+            await wait_for(lambda: len(collector.spans) == 1, "the collector has the span")
+            (step,) = await stand.steps(name)
+        (span,) = collector.spans
+        assert span.name == "chat tiny"
+        assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, "b" * 16)
+        assert seen == [f"00-{TRACE}-{span.span_id.hex()}-01"]
+        found = values(span)
+        assert found["claw.trajectory_uid"] == name
+        assert found["claw.step_id"] == step.step_id
+        assert found.get("claw.policy_version") == step.policy_version
+        assert (found["gen_ai.usage.input_tokens"], found["gen_ai.usage.output_tokens"]) == (3, 2)
+        assert (found["server.address"], found["server.port"]) == ("127.0.0.1", int(engine.url.rpartition(":")[2]))
+        assert 0 < found["claw.time_to_first_byte"] < (span.end_time_unix_nano - span.start_time_unix_nano) / 1e9
+        assert found["claw.record_wait"] > 0
+        assert "error.type" not in found
+        assert not any(b"the word of the prompt" in body for body in collector.bodies)
+
+    asyncio.run(run())
+
+
+def test_calls_that_fail_are_spans_with_the_reason(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        name = new_id()
+        answer = replying({"error": {"message": "too long", "type": "BadRequestError", "code": 400}}, status=400)
+        async with a_collector(monkeypatch) as collector, an_engine(answer) as engine:
+            models = {"tiny": {"role": "policy"}}
+            async with a_gateway(stack.kafka, engine.url, run=name, trace=True, models=models) as stand:
+                assert (await ask(stand, f"/{name}/p/v1/chat/completions"))[0] == 400
+                assert (await ask(stand, f"/{name}/p/v1/chat/completions", model="large"))[0] == 404
+                assert (await ask(stand, f"/{name}/p/v1/chat/completions", n="many"))[0] == 400
+        # What waits when the gateway stops is handed over.  A request that is none has no span.
+        found = {span.name: values(span)["error.type"] for span in collector.spans}
+        assert found == {"chat tiny": "400", "chat large": "model_not_found"}
+
+    asyncio.run(run())
+
+
+def test_a_gateway_whose_collector_is_away_serves_and_stops(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{find_port()}")
+
+    async def run() -> None:
+        name = new_id()
+        async with (
+            an_engine(replying(a_reply([1], [2]))) as engine,
+            a_gateway(stack.kafka, engine.url, run=name, trace=True) as stand,
+        ):
+            assert (await ask(stand, f"/{name}/p/v1/chat/completions"))[0] == 200
+
+    asyncio.run(asyncio.wait_for(run(), 60))

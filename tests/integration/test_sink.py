@@ -1,0 +1,217 @@
+"""The sink on the real broker and engine: every fact is in the pool, once, whoever dies."""
+
+import asyncio
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from claw_r1 import bus, topics
+from claw_r1.codec import Record, encode
+from claw_r1.local.ports import find_port
+from sinks import migrations
+from sinks.rows import NOT_STORED, STORED, TABLES
+from tests.conftest import Stack, wait_until
+from tests.factories import a_child, a_step
+from tests.pool import Located, Pool, every_event, write
+from tests.workers import Worker, workers
+
+pytestmark = pytest.mark.stack
+
+
+def a_sink(stack: Stack, tmp_path: Path, database: str, **over: Any) -> Worker:
+    settings: dict[str, Any] = {"clickhouse": stack.clickhouse, "kafka": stack.kafka, "database": database}
+    settings |= {"sinks_port": find_port(), "sinks_group": database}
+    return Worker("sinks", tmp_path / "sink.log", **(settings | over))
+
+
+def a_pool(stack: Stack, database: str) -> Pool:
+    asyncio.run(bus.apply_topics(stack.kafka, topics.all_topics()))
+    asyncio.run(migrations.apply(stack.clickhouse, database))
+    return Pool(stack.clickhouse, database)
+
+
+@pytest.fixture(scope="module")
+def full(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """A pool into which a sink stored one event of every type of the run `full`, outputs in a transaction."""
+    pool = a_pool(stack, "sink_full")
+    asyncio.run(bus.ensure_topic(stack.kafka, topics.batch_topic_spec("full")))
+    events = every_event("full", "full")
+    write(stack.kafka, [event for event in events if event[0] == topics.EVENTS])
+    write(stack.kafka, [event for event in events if event[0] != topics.EVENTS], transaction="sink-full")
+    with workers(a_sink(stack, tmp_path_factory.mktemp("sink"), pool.database)):
+        for table in TABLES:
+            column = "group_run_id" if table == "cut_members" else "run_id"
+            pool.wait_for(f"SELECT count() > 0 FROM {table} WHERE {column} = 'full'", 1)
+        yield pool
+
+
+def test_every_event_is_stored_as_often_as_it_was_written(full: Pool) -> None:
+    written: dict[str, int] = {}
+    for _topic, event in every_event("full", "full"):
+        for table in STORED.get(type(event), ()):
+            written[table.name] = written.get(table.name, 0) + 1
+    written["cut_members"] = 2
+    written["trajectory_lookup"] = 1  # the open, the root step and the index say the same
+    stored = {
+        table: full.scalar(
+            f"SELECT count() FROM {table} FINAL WHERE {'group_run_id' if table == 'cut_members' else 'run_id'} = 'full'"
+        )
+        for table in TABLES
+    }
+    assert stored == written
+    assert len(NOT_STORED) == 7
+    full.check_once()
+
+
+def test_columns_are_those_of_the_tables(full: Pool) -> None:
+    found: dict[str, set[str]] = {}
+    for row in full.rows(
+        f"SELECT table, name, comment FROM system.columns WHERE database = '{full.database}' AND name != 'version' "
+        f"AND table IN ({', '.join(repr(name) for name in TABLES)})"
+    ):
+        assert row["comment"], f"{row['table']}.{row['name']} has no comment"
+        found.setdefault(row["table"], set()).add(row["name"])
+    assert found == {name: set(table.names) for name, table in TABLES.items()}
+    bare = full.rows(f"SELECT name FROM system.tables WHERE database = '{full.database}' AND comment = ''")
+    assert bare == []
+
+
+def test_a_step_comes_back_as_it_was_sent(full: Pool) -> None:
+    (step,) = full.rows("SELECT * FROM steps FINAL WHERE run_id = 'full' AND parent_step_id IS NULL")
+    assert step["version_spans"] == [
+        {"version": None, "start": 0, "end": 1},
+        {"version": 7, "start": 1, "end": 2},
+    ]
+    assert step["multi_modal_data"] == [{"sha256": "ab", "bytes": 3, "kind": "image"}]
+    assert (step["prompt_len"], step["response_len"], step["has_log_probs"]) == (3, 2, True)
+    assert (step["stop_reason"], step["seed"], step["temperature"]) == ("7", None, 1.0)
+    assert json.loads(step["usage"]) == {"completion_tokens": 2}
+    assert (step["topic"], step["at"].year) == (topics.EVENTS, 1970)
+    (tokens,) = full.rows(f"SELECT * FROM step_tokens FINAL WHERE run_id = 'full' AND step_id = '{step['step_id']}'")
+    assert (tokens["new_prompt_ids"], tokens["response_ids"]) == ([1, 2, 3], [4, 5])
+    assert tokens["rollout_log_probs"] == [-0.5, -0.5]
+
+
+def test_views_restore_contexts_rewards_funnel_and_lineage(full: Pool) -> None:
+    first, second = full.rows("SELECT * FROM contexts(trajectory_uid = 'p1-t0') WHERE run_id = 'full'")
+    assert (first["prompt_ids"], first["response_ids"]) == ([1, 2, 3], [4, 5])
+    assert (second["prompt_ids"], second["response_ids"]) == ([1, 2, 3, 4, 5, 6], [7, 8])
+    assert [json.loads(message)["content"] for message in second["messages"]] == ["hello", "world", "go on"]
+    steps = full.rows("SELECT * FROM trajectory_steps(trajectory_uid = 'p1-t0') WHERE run_id = 'full'")
+    assert [(row["log_index"], row["step_id"]) for row in steps] == [(0, first["step_id"]), (1, second["step_id"])]
+    rewards = full.rows("SELECT source, value FROM effective_rewards WHERE run_id = 'full' ORDER BY source")
+    assert rewards == [{"source": "format", "value": 0.25}, {"source": "reward", "value": 1.0}]
+    funnel = full.rows("SELECT about, outcomes FROM outcome_funnel WHERE run_id = 'full' ORDER BY about")
+    assert funnel == [{"about": "group", "outcomes": 1}, {"about": "trajectory", "outcomes": 2}]
+    (line,) = full.rows("SELECT * FROM lineage WHERE run_id = 'full'")
+    assert (line["batch_id"], line["group_id"], line["step_id"]) == ("full-batch-1", "p1", first["step_id"])
+    assert (line["start"], line["end"], line["trained_policy_version"]) == (3, 5, 2)
+    assert full.rows("SELECT * FROM lost_calls WHERE run_id = 'full'") == []
+
+
+def test_how_steps_became_samples_is_stored(full: Pool) -> None:
+    (sample,) = full.rows("SELECT * FROM samples FINAL WHERE run_id = 'full' AND notEmpty(spans)")
+    assert sample["span_links"] == [{"kind": "drift", "step_id": None, "differs_at": 2}]
+    assert (sample["links"], sample["holes"]) == ({"drift": 1}, 1)
+    assert (sample["annotations"], sample["annotations_missing"]) == (["values"], {"ref_log_probs": 2})
+    (merging,) = full.rows("SELECT * FROM merging WHERE run_id = 'full'")
+    assert (merging["links"], merging["mask_reasons"]) == ({"exact": 2, "root": 2}, {"guided": 4})
+    assert (merging["holes"], merging["step_tokens"]) == (1, 30)
+    assert merging["compression"] == 30 / merging["sample_tokens"]
+
+
+def test_a_topic_of_a_new_recipe_is_found(stack: Stack, full: Pool) -> None:
+    asyncio.run(bus.ensure_topic(stack.kafka, topics.batch_topic_spec("later")))
+    events = [event for event in every_event("later", "later") if event[0] == topics.batch_topic("later")]
+    write(stack.kafka, events, transaction="sink-later")
+    full.wait_for("SELECT count() FROM groups FINAL WHERE run_id = 'later'", 1, timeout=30)
+    assert full.scalar("SELECT recipe FROM groups FINAL WHERE run_id = 'later'") == "later"
+
+
+def test_a_record_that_does_not_decode_becomes_a_dead_letter(stack: Stack, full: Pool) -> None:
+    good = a_step(run_id="dead", prompt_uid="dead")
+    record = encode(good, source="test")
+    bad = Record(record.key, b"\xc1not msgpack", record.headers)
+    large = a_step(run_id="dead", prompt_uid="dead", step_id="huge", fact_id="huge", policy_version=2**63)
+
+    async def send() -> int:
+        producer = await bus.start_producer(stack.kafka, client_id="test")
+        try:
+            placed = await bus.publish(producer, topics.EVENTS, bad, deadline=30)
+            await bus.publish(producer, topics.EVENTS, encode(large, source="test"), deadline=30)
+            await bus.publish(producer, topics.EVENTS, record, deadline=30)
+            offset: int = placed.offset
+            return offset
+        finally:
+            await producer.stop()
+
+    offset = asyncio.run(send())
+    full.wait_for("SELECT count() FROM steps FINAL WHERE run_id = 'dead'", 1)
+    wanted = {(b"undecodable", bad.value), (b"unstorable", encode(large, source="test").value)}
+
+    def letters() -> list[dict[str, bytes]]:
+        read = asyncio.run(bus.read_topic(stack.kafka, topics.dlq_topic(topics.EVENTS), client_id="test"))
+        found = [dict(letter.headers) | {"value": letter.value} for letter in read if letter.key == record.key]
+        return [letter for letter in found if letter["claw-dlq-stage"] == b"sinks"]
+
+    wait_until(lambda: {(m["claw-dlq-reason"], m["value"]) for m in letters()} == wanted, what="both dead letters")
+    assert str(offset).encode() in {m["claw-dlq-offset"] for m in letters()}
+
+
+def test_a_step_of_megabytes_is_stored(stack: Stack, full: Pool) -> None:
+    write(stack.kafka, [(topics.EVENTS, a_step(range(1_500_000), (4, 5), run_id="large", prompt_uid="large"))])
+    full.wait_for("SELECT sum(length(new_prompt_ids)) FROM step_tokens FINAL WHERE run_id = 'large'", 1_500_000)
+    (stored,) = full.rows(
+        "SELECT new_prompt_ids[-1] AS last, response_ids FROM step_tokens FINAL WHERE run_id = 'large'"
+    )
+    assert (stored["last"], list(stored["response_ids"])) == (1_499_999, [4, 5])
+
+
+def test_a_sink_refuses_a_database_without_the_schema(stack: Stack, tmp_path: Path) -> None:
+    sink = a_sink(stack, tmp_path, "sink_empty")
+    with workers(sink):
+        wait_until(lambda: not sink.alive, what="the sink gives up")
+    assert "claw migrate" in sink.logged()
+
+
+def test_health_and_metrics(stack: Stack, full: Pool, tmp_path: Path) -> None:
+    port = find_port()
+    sink = a_sink(stack, tmp_path, full.database, sinks_port=port)
+    with workers(sink):
+        wait_until(lambda: _status(port, "/readyz") == 200, what="a second sink of the group is ready")
+        assert _status(port, "/healthz") == 200
+        assert "claw_sinks_lag_records" in _get(port, "/metrics")
+        assert sink.end() == 0
+
+
+def _get(port: int, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+def _status(port: int, path: str) -> int:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def a_chain(run: str, prompt: str, length: int) -> list[Located]:
+    """Steps of one trajectory, each delta-encoded against the one before."""
+    step = a_step((1,), (2,), run_id=run, prompt_uid=prompt, trajectory_uid=f"{prompt}-t0")
+    context, steps = [1, 2], [step]
+    for index in range(1, length):
+        child = a_child(step, context[: -len(step.response_ids) // 4 or None], (3,), (index,))
+        context += [3, index]
+        step = child
+        steps.append(step)
+    return [(topics.EVENTS, step) for step in steps]

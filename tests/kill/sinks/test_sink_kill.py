@@ -1,0 +1,137 @@
+"""The sink, or the engine under it, dies at every point of a flush: what was acknowledged is in the pool, each once."""
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from claw_r1 import bus, topics
+from claw_r1.local.ports import find_port
+from claw_r1.local.stack import BACKENDS, RunningStack, running_stack
+from claw_r1.local.state import Identity
+from sinks import migrations
+from tests.conftest import wait_until
+from tests.factories import a_group
+from tests.pool import Located, Pool, write
+from tests.workers import Worker, workers
+
+pytestmark = [pytest.mark.stack, pytest.mark.kill]
+
+GROUPS, FACTS = 40, 64
+"""Groups of a burst, and the facts of each: 8 trajectories of 3 steps, with reward and end."""
+
+
+@pytest.fixture(scope="module")
+def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """A broker and an engine of these tests' own, since they are killed."""
+    with running_stack(tmp_path_factory.mktemp("sinks"), processes=BACKENDS) as stack:
+        asyncio.run(bus.apply_topics(stack.kafka, topics.all_topics()))
+        yield stack
+
+
+def a_sink(stack: RunningStack, log: Path, database: str, stage: str = "sinks", **over: Any) -> Worker:
+    settings: dict[str, Any] = {"clickhouse": stack.clickhouse, "kafka": stack.kafka, "database": database}
+    settings |= {"sinks_port": find_port(), "sinks_group": database, "sinks_flush_rows": 300}
+    return Worker(stage, log, **(settings | over))
+
+
+def a_burst(run: str, first: int = 0) -> list[Located]:
+    facts = [a_group([1.0] * 8, run_id=run, prompt_uid=f"p{number}") for number in range(first, first + GROUPS)]
+    return [(topics.EVENTS, fact) for group in facts for fact in group]
+
+
+def a_pool(stack: RunningStack, name: str) -> Pool:
+    asyncio.run(migrations.apply(stack.clickhouse, name))
+    return Pool(stack.clickhouse, name)
+
+
+def check_stored(pool: Pool, run: str, groups: int) -> None:
+    """Every fact of the run's groups is there, once."""
+    wanted = {"steps": 24, "step_tokens": 24, "calls": 24, "rewards": 8, "trajectory_events": 8, "trajectory_lookup": 8}
+    pool.wait_for(f"SELECT count() FROM trajectory_events FINAL WHERE run_id = '{run}'", 8 * groups, timeout=90)
+    for table, number in wanted.items():
+        pool.wait_for(f"SELECT count() FROM {table} FINAL WHERE run_id = '{run}'", number * groups)
+    pool.check_once(tuple(wanted))
+
+
+@pytest.mark.parametrize("point", ["promised", "inserted", "inserted all", "stored"])
+def test_a_sink_killed_in_a_flush_is_repeated_exactly(
+    backends: RunningStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    run = f"kill_{point.replace(' ', '_')}"
+    pool = a_pool(backends, run)
+    write(backends.kafka, a_burst(run))
+    for name, value in (("POINT", point), ("TIMES", "3"), ("SIGNAL", "KILL")):
+        monkeypatch.setenv(f"TEST_SINK_{name}", value)
+    dying = a_sink(backends, tmp_path / "dying.log", run, "tests.kill.sinks.stoppable")
+    with workers(dying):
+        wait_until(lambda: not dying.alive, what=f"the sink kills itself at {point}\n{dying.logged()}")
+    heir = a_sink(backends, tmp_path / "heir.log", run)
+    with workers(heir):
+        check_stored(pool, run, GROUPS)
+        assert heir.end() == 0
+
+
+def test_a_sink_that_wakes_after_its_successor_doubles_nothing(
+    backends: RunningStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between promise and insert for longer than its session, then woken beside the new owner."""
+    run = "zombie"
+    pool = a_pool(backends, run)
+    write(backends.kafka, a_burst(run))
+    for name, value in (("POINT", "promised"), ("TIMES", "2"), ("SIGNAL", "STOP")):
+        monkeypatch.setenv(f"TEST_SINK_{name}", value)
+    zombie = a_sink(backends, tmp_path / "zombie.log", run, "tests.kill.sinks.stoppable")
+    heir = a_sink(backends, tmp_path / "heir.log", run)
+    with workers(zombie):
+        wait_until(lambda: _stopped(zombie), what="the sink stops itself")
+        with workers(heir):
+            check_stored(pool, run, GROUPS)
+            zombie.signal(signal.SIGCONT)
+            write(backends.kafka, a_burst(run, GROUPS))
+            check_stored(pool, run, 2 * GROUPS)
+            assert heir.end() == 0
+        assert zombie.alive
+        assert zombie.end() == 0
+    check_stored(pool, run, 2 * GROUPS)
+
+
+def _stopped(worker: Worker) -> bool:
+    process = Identity.of(worker.pid).find()
+    return process is not None and process.status() == "stopped"
+
+
+def test_the_engine_killed_under_the_sink_loses_nothing(backends: RunningStack, tmp_path: Path) -> None:
+    run = "engine"
+    pool = a_pool(backends, run)
+    sink = a_sink(backends, tmp_path / "sink.log", run, sinks_flush_rows=100)
+    with workers(sink):
+        write(backends.kafka, a_burst(run))
+        pool.wait_for(f"SELECT count() > 0 FROM steps WHERE run_id = '{run}'", 1)
+        pid = backends.kill("clickhouse")
+        write(backends.kafka, a_burst(run, GROUPS))
+        backends.wait_restarted("clickhouse", pid)
+        write(backends.kafka, a_burst(run, 2 * GROUPS))
+        check_stored(pool, run, 3 * GROUPS)
+        assert sink.alive
+        assert sink.starts == 1
+        assert sink.end() == 0
+
+
+def test_the_broker_killed_under_the_sink_loses_nothing(backends: RunningStack, tmp_path: Path) -> None:
+    run = "broker"
+    pool = a_pool(backends, run)
+    sink = a_sink(backends, tmp_path / "sink.log", run, sinks_flush_rows=100)
+    with workers(sink):
+        write(backends.kafka, a_burst(run))
+        pool.wait_for(f"SELECT count() > 0 FROM steps WHERE run_id = '{run}'", 1)
+        pid = backends.kill("kafka")
+        backends.wait_restarted("kafka", pid)
+        write(backends.kafka, a_burst(run, GROUPS))
+        if not sink.alive:  # away for longer than it waits: its supervisor starts it again
+            sink.start()
+        check_stored(pool, run, 2 * GROUPS)
+        assert sink.end() == 0

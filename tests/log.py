@@ -1,0 +1,85 @@
+"""What a test writes to the log and reads back from it."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from claw_r1 import bus, topics
+from claw_r1.codec import decode, encode
+from claw_r1.events import Event, Fact, GroupReady, Outcome, Sample
+
+
+async def send(kafka: str, facts: Iterable[Fact], *, partition: int | None = None) -> None:
+    """Publish facts in order and wait until all are acknowledged."""
+    producer = await bus.start_producer(kafka, client_id="test")
+    try:
+        futures = []
+        for fact in facts:
+            record = encode(fact, source="test")
+            futures.append(
+                await producer.send(
+                    topics.EVENTS, record.value, key=record.key, headers=record.headers, partition=partition
+                )
+            )
+        await asyncio.wait_for(asyncio.gather(*futures), 60)
+    finally:
+        await producer.stop()
+
+
+async def read(kafka: str, topic: str) -> list[Event]:
+    """Every committed event of a topic."""
+    return [decode(r.headers, r.value) for r in await bus.read_topic(kafka, topic, client_id="test")]
+
+
+async def facts_of(kafka: str, run_id: str) -> list[Fact]:
+    """A run's facts, each partition in its order; what other tests write to the topic is not even decoded."""
+    records = await bus.read_topic(kafka, topics.EVENTS, client_id="test")
+    mine = [record for record in records if (record.key or b"").startswith(f"{run_id}/".encode())]
+    return [event for event in (decode(r.headers, r.value) for r in mine) if isinstance(event, Fact)]
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """What stream workers wrote for one recipe."""
+
+    ready: list[GroupReady]
+    samples: list[Sample]
+    outcomes: list[Outcome]
+
+    def check_once(self) -> None:
+        """No marker twice, no sample twice, none without its marker, one fate for each trajectory and group."""
+        assert [g for g, n in Counter(r.group_id for r in self.ready).items() if n > 1] == []
+        assert [s for s, n in Counter(s.sample_id for s in self.samples).items() if n > 1] == []
+        assert {s for r in self.ready for s in r.sample_ids} == {s.sample_id for s in self.samples}
+        fates = Counter(
+            (o.group_id, o.trajectory_uid) for o in self.outcomes if o.recipe and o.outcome in ("emitted", "discarded")
+        )
+        assert [f for f, n in fates.items() if n > 1] == []
+
+
+async def read_emitted(kafka: str, recipe: str) -> Emitted:
+    events = await read(kafka, topics.batch_topic(recipe))
+    outcomes = [e for e in await read(kafka, topics.OUTCOMES) if isinstance(e, Outcome)]
+    return Emitted(
+        [e for e in events if isinstance(e, GroupReady)],
+        [e for e in events if isinstance(e, Sample)],
+        [o for o in outcomes if o.recipe in (None, recipe)],
+    )
+
+
+async def wait_for_groups(kafka: str, recipe: str, wanted: int, *, timeout: float = 90.0) -> None:
+    """Wait until that many ready groups are visible to a read_committed reader."""
+    consumer = await bus.start_consumer(kafka, topics.batch_topic(recipe), client_id="test")
+    seen: set[str] = set()
+    try:
+        async with asyncio.timeout(timeout):
+            while len(seen) < wanted:
+                record = await consumer.getone()
+                event = decode(record.headers, record.value)
+                if isinstance(event, GroupReady):
+                    seen.add(event.group_id)
+    except TimeoutError:
+        raise AssertionError(f"after {timeout:.0f} s {len(seen)} of {wanted} groups are ready") from None
+    finally:
+        await consumer.stop()

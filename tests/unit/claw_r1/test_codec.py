@@ -1,0 +1,151 @@
+"""Events become records and come back the same; contexts are restored from differences, or refused."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from claw_r1 import codec
+from claw_r1.errors import InvalidRecord
+from claw_r1.events import EVENTS, Event, Step
+from tests.factories import a_child, a_step
+from tests.golden.examples import EXAMPLES
+from tests.golden.write import FOLDER
+
+ids = st.lists(st.integers(0, 2**32 - 1), max_size=60)
+
+
+@pytest.mark.parametrize("event", EXAMPLES, ids=lambda e: e.TYPE)
+def test_every_event_comes_back_as_it_went(event: Event) -> None:
+    record = codec.encode(event, source="test", key=b"k")
+    assert codec.decode(record.headers, record.value) == event
+    assert codec.header(record.headers, "ce_type") == codec.event_type(event).encode()
+    assert codec.header(record.headers, "ce_specversion") == b"1.0"
+
+
+@pytest.mark.parametrize("event", EXAMPLES, ids=lambda e: e.TYPE)
+def test_examples_leave_no_field_at_its_default(event: Event) -> None:
+    """Else a golden file would not show that the field survives."""
+    same = [name for name, field in type(event).model_fields.items() if not field.is_required()]
+    same = [n for n in same if getattr(event, n) == type(event).model_fields[n].get_default(call_default_factory=True)]
+    assert same == []
+
+
+@pytest.mark.parametrize("kind", sorted(EVENTS))
+def test_golden_records_decode_for_ever(kind: str) -> None:
+    document = json.loads((FOLDER / f"{kind}.json").read_text())
+    headers = [(name, base64.b64decode(value)) for name, value in document["headers"]]
+    event = codec.decode(headers, base64.b64decode(document["value"]))
+    (example,) = [e for e in EXAMPLES if codec.event_type(e) == kind]
+    written = _fields(base64.b64decode(document["value"]))
+    assert _as_written(_plain(event), written) == _as_written(_plain(example), written)
+
+
+def test_golden_folder_holds_nothing_unknown() -> None:
+    known = {f"{kind}.json" for kind in EVENTS} | {"README.md"}
+    assert {path.name for path in Path(FOLDER).iterdir()} == known
+
+
+def test_an_old_reader_ignores_a_new_field() -> None:
+    import msgspec
+
+    step = a_step()
+    body = msgspec.msgpack.decode(codec.encode_body(step)) | {"a_field_of_the_future": 1}
+    assert codec.decode_body(Step, msgspec.msgpack.encode(body)) == step
+
+
+@pytest.mark.parametrize(
+    ("headers", "value", "reason"),
+    [
+        ([], b"", "no_type"),
+        ([("ce_type", b"claw.step.v99")], b"", "unknown_type"),
+        ([("ce_type", b"claw.step.v1")], None, "undecodable"),
+        ([("ce_type", b"claw.step.v1")], b"\xc1", "undecodable"),
+        ([("ce_type", b"claw.step.v1")], b"\x80", "undecodable"),
+        ([("ce_type", b"claw.step.v1")], b"\x90", "undecodable"),
+    ],
+)
+def test_what_cannot_be_decoded_says_why(headers: list[tuple[str, bytes]], value: bytes | None, reason: str) -> None:
+    with pytest.raises(InvalidRecord) as error:
+        codec.decode(headers, value)
+    assert error.value.reason == reason
+
+
+def test_a_record_above_the_limit_is_refused_before_it_is_sent() -> None:
+    with pytest.raises(InvalidRecord) as error:
+        codec.encode(a_step(new_messages=b"x" * codec.MAX_RECORD_BYTES), source="test")
+    assert error.value.reason == "too_large"
+
+
+@given(ids)
+def test_ids_are_packed_exactly(values: list[int]) -> None:
+    packed = codec.pack_ids(values)
+    assert len(packed) == 4 * len(values)
+    assert codec.unpack_ids(packed).tolist() == values
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), max_size=20))
+def test_floats_are_packed_exactly(values: list[float]) -> None:
+    assert codec.unpack_floats(codec.pack_floats(values)).tolist() == values
+
+
+def test_ids_outside_uint32_are_refused() -> None:
+    with pytest.raises(OverflowError):
+        codec.pack_ids([2**32])
+    with pytest.raises(OverflowError):
+        codec.pack_ids([-1])
+
+
+@given(prompt=ids.filter(len), response=ids, tail=ids)
+def test_a_delta_restores_the_full_prompt(prompt: list[int], response: list[int], tail: list[int]) -> None:
+    parent = a_step(prompt, response)
+    child = a_child(parent, prompt, tail, [1])
+    context = codec.restore_prompt(parent, None) + parent.response_ids
+    restored = codec.unpack_ids(codec.restore_prompt(child, context))
+    assert restored.tolist() == [*prompt, *response, *tail]
+    assert restored.dtype == np.uint32
+
+
+def test_a_delta_against_another_context_is_refused() -> None:
+    parent = a_step([1, 2, 3], [4])
+    child = a_child(parent, [1, 2, 3], [5], [6])
+    with pytest.raises(InvalidRecord, match="another prefix"):
+        codec.restore_prompt(child, codec.pack_ids([1, 2, 9, 4]))
+    with pytest.raises(InvalidRecord, match="another prefix"):
+        codec.restore_prompt(child, codec.pack_ids([1, 2]))
+    with pytest.raises(InvalidRecord, match="is not here"):
+        codec.restore_prompt(child, None)
+
+
+def test_messages_are_restored_from_the_parents() -> None:
+    parent = a_step(new_messages=b'[{"role":"user","content":"a"}]')
+    child = a_child(parent, [1, 2, 3], [6], [7], messages_kept=2, new_messages=b'[{"role":"user","content":"c"}]')
+    history = [*codec.restore_messages(parent, None), {"role": "assistant", "content": "b"}]
+    assert codec.restore_messages(child, history) == [*history, {"role": "user", "content": "c"}]
+    with pytest.raises(InvalidRecord):
+        codec.restore_messages(child, history[:1])
+
+
+def _plain(event: BaseModel) -> dict[str, object]:
+    return event.model_dump()
+
+
+def _fields(value: bytes) -> Any:
+    import msgspec
+
+    return msgspec.msgpack.decode(value)
+
+
+def _as_written(value: Any, written: Any) -> Any:
+    """Without the fields, at any depth, that came after the golden record was written."""
+    if isinstance(value, dict) and isinstance(written, dict):
+        return {name: _as_written(value[name], written[name]) for name in written if name in value}
+    if isinstance(value, list | tuple) and isinstance(written, list | tuple) and len(value) == len(written):
+        return [_as_written(one, other) for one, other in zip(value, written, strict=True)]
+    return value

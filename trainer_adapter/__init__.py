@@ -1,0 +1,17 @@
+"""Training-ready batches for a trainer: read by recipe, durable before they are handed out, acknowledged after the step."""
+
+from trainer_adapter.batch import Group, TrainingBatch
+from trainer_adapter.ledger import Superseded
+from trainer_adapter.stream import AsyncBatch, AsyncBatchStream, NoBatchYet
+from trainer_adapter.sync import Batch, BatchStream
+
+__all__ = [
+    "AsyncBatch",
+    "AsyncBatchStream",
+    "Batch",
+    "BatchStream",
+    "Group",
+    "NoBatchYet",
+    "Superseded",
+    "TrainingBatch",
+]

@@ -1,0 +1,200 @@
+"""Ready groups become a cut: which of them the next optimiser step gets, which are left out, and why.
+
+Pure. Invariants:
+- a cut takes a prefix of the ready order: every ready group up to its last member is in it, as a member or as an exclusion
+  with a reason, so each ready group is in exactly one cut;
+- cuts and commits of a recipe are one history in log order; what is durable is never judged again.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from claw_r1.events import BatchCut, BatchTrained, CutExclusion, CutMember, Event
+from claw_r1.recipes import Recipe, Staleness
+from trainer_adapter.groups import GroupKey, ReadyGroup, Remembered
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The groups of one cut, both lists in ready order."""
+
+    members: tuple[ReadyGroup, ...]
+    excluded: tuple[tuple[ReadyGroup, str], ...]
+
+    @property
+    def groups(self) -> tuple[ReadyGroup, ...]:
+        """All that the cut takes."""
+        return (*self.members, *(group for group, _ in self.excluded))
+
+    @property
+    def cursor(self) -> int:
+        """Next offset after the last member's marker."""
+        return self.members[-1].offset + 1
+
+    @property
+    def needs(self) -> int:
+        """Lowest offset that a replay reads."""
+        return min(group.first_offset for group in self.members)
+
+
+def reason_against(group: ReadyGroup, staleness: Staleness, trained: int | None) -> str | None:
+    """Why a group may not be trained now (a key of groups.REASONS), or None.
+
+    `trained` is the newest trained policy version; while there is none, nothing is stale.
+    """
+    if group.fault is not None:
+        return group.fault
+    if staleness.unknown == "drop" and any(sample.version_unknown for sample in group.samples):
+        return "unknown_version"
+    if staleness.max_versions is not None and trained is not None:
+        oldest = min((s.oldest_version for s in group.samples if s.oldest_version is not None), default=trained)
+        if trained - oldest > staleness.max_versions:
+            return "stale"
+    return None
+
+
+def select(ready: Sequence[ReadyGroup], recipe: Recipe, trained: int | None) -> Selection | None:
+    """The next cut of the ready groups, or None while they do not fill a batch."""
+    if len(ready) < recipe.batch.groups:
+        return None
+    members: list[ReadyGroup] = []
+    excluded: list[tuple[ReadyGroup, str]] = []
+    for group in ready:
+        reason = reason_against(group, recipe.staleness, trained)
+        if reason is not None:
+            excluded.append((group, reason))
+            continue
+        members.append(group)
+        if len(members) == recipe.batch.groups:
+            return Selection(tuple(members), tuple(excluded))
+    return None
+
+
+def name_members(selection: Selection) -> tuple[CutMember, ...]:
+    return tuple(
+        CutMember(
+            group_id=group.marker.group_id,
+            run_id=group.marker.run_id,
+            offset=group.offset,
+            sample_ids=tuple(sample.sample_id for sample in group.samples),
+        )
+        for group in selection.members
+    )
+
+
+def name_exclusions(selection: Selection) -> tuple[CutExclusion, ...]:
+    return tuple(
+        CutExclusion(group_id=group.marker.group_id, run_id=group.marker.run_id, offset=group.offset, reason=reason)
+        for group, reason in selection.excluded
+    )
+
+
+class History:
+    """A recipe's cuts and commits, folded in log order; it holds one small entry a batch."""
+
+    def __init__(self) -> None:
+        self.taken = Remembered()
+        """Groups that a cut has, as members or exclusions."""
+        self.cuts: dict[int, int] = {}
+        """Sequence → offset of its BatchCut; the lowest offset wins."""
+        self.sizes: dict[int, int] = {}
+        """Sequence → groups of its batch."""
+        self.last_cut: BatchCut | None = None
+        """The cut with the highest sequence."""
+        self.last_trained: BatchTrained | None = None
+        """The newest commit in log order: where the trainer is."""
+        self.newest: BatchTrained | None = None
+        """The commit with the highest policy version."""
+        self.holder: str | None = None
+        """Who wrote last."""
+
+    @property
+    def last_sequence(self) -> int:
+        return 0 if self.last_cut is None else self.last_cut.sequence
+
+    @property
+    def position(self) -> int:
+        """Sequence of the last committed batch; 0 if there is none."""
+        return 0 if self.last_trained is None else self.last_trained.sequence
+
+    def untrained(self, position: int) -> int:
+        """Groups of the cuts after batch `position`."""
+        return sum(self.sizes.get(sequence, 0) for sequence in range(position + 1, self.last_sequence + 1))
+
+    def put(self, offset: int, event: Event) -> None:
+        """Take in the recipe's record at `offset` of the cuts topic."""
+        if isinstance(event, BatchCut):
+            self.holder = event.holder
+            self.taken.add(keys_of(event))
+            if event.sequence in self.cuts:
+                return
+            self.cuts[event.sequence] = offset
+            self.sizes[event.sequence] = len(event.members)
+            if event.sequence > self.last_sequence:
+                self.last_cut = event
+        elif isinstance(event, BatchTrained):
+            self.holder = event.holder
+            self.last_trained = event
+            if self.newest is None or event.policy_version > self.newest.policy_version:
+                self.newest = event
+
+
+def keys_of(cut: BatchCut) -> list[GroupKey]:
+    """The groups that a cut takes, members and exclusions."""
+    members = [(member.run_id, member.group_id) for member in cut.members]
+    return members + [(exclusion.run_id, exclusion.group_id) for exclusion in cut.excluded]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Why the next batch is not there yet."""
+
+    recipe: str
+    sequence: int
+    """Of the batch that is waited for."""
+    ready: int
+    """Ready groups that may be trained now."""
+    needed: int
+    excluded: dict[str, int]
+    """Ready groups that may not, by reason."""
+    strays: int
+    """Samples whose group's marker has not come."""
+    last_ready_at: float | None
+    """When the last group of any kind became ready, seconds since the epoch; None if none was seen."""
+    ended: bool
+    """The recipe's newest version says that it has ended."""
+    broker_away: bool = False
+
+    def describe(self, now: float) -> str:
+        """One or two sentences for a person; `now` in seconds since the epoch."""
+        parts = [f"batch {self.sequence} of recipe {self.recipe}: {self.ready} of {self.needed} groups are ready"]
+        if self.last_ready_at is None:
+            parts.append("none has become ready since the last cut")
+        else:
+            parts.append(f"the last became ready {max(0.0, now - self.last_ready_at):.1f} s ago")
+        if self.excluded:
+            parts.append("left out: " + ", ".join(f"{n} {reason}" for reason, n in sorted(self.excluded.items())))
+        if self.strays:
+            parts.append(f"{self.strays} samples wait for their group's marker")
+        if self.broker_away:
+            parts.append("the broker does not answer")
+        if self.ended:
+            parts.append("the recipe has ended, so no more groups will come")
+        return "; ".join(parts)
+
+
+def explain_wait(
+    recipe: Recipe, ready: Sequence[ReadyGroup], trained: int | None, *, sequence: int, strays: int, ended: bool
+) -> Waiting:
+    reasons = [reason_against(group, recipe.staleness, trained) for group in ready]
+    return Waiting(
+        recipe.name,
+        sequence,
+        reasons.count(None),
+        recipe.batch.groups,
+        dict(Counter(reason for reason in reasons if reason is not None)),
+        strays,
+        ready[-1].ready_at if ready else None,
+        ended,
+    )

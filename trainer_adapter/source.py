@@ -1,0 +1,309 @@
+"""Ready groups, recipes and policies arrive from the broker by long poll, the moment they are visible.
+
+Invariants: one consumer tails three one-partition topics, read_committed, from explicit offsets and in no consumer group;
+whatever is asked of the broker beside that goes over other connections, for a broker answers a connection's requests in
+order and a long poll would hold them back.
+"""
+
+import asyncio
+import contextlib
+import difflib
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError
+
+from claw_r1 import topics
+from claw_r1.bus import end_offsets, read_range, read_topic, start_consumer, stop_consumer
+from claw_r1.codec import decode
+from claw_r1.errors import InvalidRecord, RetryableError, UserError
+from claw_r1.events import GroupReady, Policy, RecipeActive, Sample
+from claw_r1.recipes import Recipe
+from trainer_adapter.groups import Shelf
+
+log = logging.getLogger("claw.trainer")
+
+_POLL_MS = 500
+_LOOK_S = 0.1
+_CHUNK = 256
+_MAX_READY = 65_536
+
+
+class Source:
+    """What a trainer reads: the shelf of ready groups, the recipe's versions, the newest policy of every run."""
+
+    def __init__(self, recipe: str, *, kafka: str, deadline: float = 30.0) -> None:
+        self.shelf: Shelf | None = None
+        self.recipes: dict[int, Recipe] = {}
+        """Version → recipe."""
+        self.newest_version = 0
+        """0 while none is known."""
+        self.ended = False
+        """The newest version ends the recipe."""
+        self.policies: dict[str, Policy] = {}
+        """run_id → its newest trained policy."""
+        self.counts: Counter[str] = Counter()
+        self.last_ready_at: float | None = None
+        self._name = recipe
+        self._kafka = kafka
+        self._deadline = deadline
+        self._known: set[str] = set()
+        self._batches = TopicPartition(topics.batch_topic(recipe), 0)
+        self._facts = [TopicPartition(topics.RECIPES, 0), TopicPartition(topics.POLICY, 0)]
+        self._tail: AIOKafkaConsumer | None = None
+        self._probe: AIOKafkaConsumer | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._moved = asyncio.Event()
+
+    @property
+    def client_id(self) -> str:
+        return f"claw-trainer-{self._name}-source"
+
+    @property
+    def recipe(self) -> Recipe:
+        """The newest version's settings (of an ended recipe, the last ones)."""
+        return self.recipes[max(self.recipes)]
+
+    @property
+    def recipe_version(self) -> int:
+        return max(self.recipes)
+
+    def trained_version(self, run_id: str) -> int | None:
+        """The newest version that a trainer of the run has announced."""
+        policy = self.policies.get(run_id)
+        return None if policy is None else policy.version
+
+    # ------------------------------------------------------------------------------------------------------- life
+
+    async def open(self, shelf: Shelf, *, start: int | None, cursor: int | None, appear: float) -> int:
+        """Tail the recipe's groups from offset `start` on (None: only what comes from now on) onto `shelf`.
+
+        Returns, when everything that is there was read, the offset it began at. Waits up to `appear` seconds for the
+        recipe and its topic. Raises UserError if one of them does not appear, or if the topic does not reach from
+        `cursor`, where the last cut ends, on.
+        """
+        self._probe = await start_consumer(self._kafka, client_id=f"{self.client_id}-probe")
+        self._tail = await start_consumer(self._kafka, client_id=self.client_id)
+        deadline = time.monotonic() + appear
+        await self._await_topics(deadline)
+        begin, end = await self._bounds()
+        if cursor is not None and not begin <= cursor <= end:
+            raise UserError(
+                f"{self._batches.topic} holds offsets {begin} to {end}, but the last cut ends at {cursor}: the topic was "
+                "trimmed too far or made anew, and groups are lost. Start a new recipe name to go on without them."
+            )
+        self.shelf = shelf
+        self._tail.assign([*self._facts, self._batches])
+        for partition, first in (await self._probe.beginning_offsets(self._facts)).items():
+            self._tail.seek(partition, first)
+        first_offset = end if start is None else max(start, begin)
+        self._tail.seek(self._batches, first_offset)
+        self._task = asyncio.create_task(self._follow(), name="trainer-source")
+        await self.catch_up()
+        await self._await_recipe(deadline)
+        return first_offset
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        for consumer in (self._tail, self._probe):
+            if consumer is not None:
+                await stop_consumer(consumer)
+
+    async def _await_topics(self, deadline: float) -> None:
+        assert self._probe is not None
+        wanted = {partition.topic for partition in (*self._facts, self._batches)}
+        while missing := wanted - await self._probe.topics():
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(_LOOK_S)  # topics are not announced, so they are looked for
+        if not missing:
+            return
+        if topics.RECIPES not in missing:
+            for record in await read_topic(self._kafka, topics.RECIPES, client_id=self.client_id):
+                self._take(self._facts[0], record)
+            if not self.recipes:
+                raise self._unknown_recipe()
+        raise UserError(f"the broker has no topic {min(missing)}: create it with `claw topics apply`")
+
+    async def _await_recipe(self, deadline: float) -> None:
+        while not self.recipes:
+            try:
+                await self.changed(deadline)
+            except TimeoutError:
+                raise self._unknown_recipe() from None
+
+    def _unknown_recipe(self) -> UserError:
+        near = difflib.get_close_matches(self._name, self._known, n=1)
+        known = ", ".join(sorted(self._known)[:20]) or "none at all"
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return UserError(f"no recipe is named {self._name!r}; known: {known}.{hint} Apply it first.")
+
+    # ------------------------------------------------------------------------------------------------------- reading
+
+    async def _follow(self) -> None:
+        """Take records in as they come, for ever; whatever goes wrong is raised by the next `changed` or `catch_up`."""
+        assert self._tail is not None
+        try:
+            while True:
+                taken = await self._tail.getmany(timeout_ms=_POLL_MS, max_records=_CHUNK)
+                for partition, records in taken.items():
+                    for record in records:
+                        self._take(partition, record)
+                self._bound_shelf()
+                self._moved.set()
+                if taken:
+                    self._changed.set()
+                    await asyncio.sleep(0)  # with records at hand `getmany` never lets others run
+        finally:
+            self._changed.set()
+            self._moved.set()
+
+    def _take(self, partition: TopicPartition, record: ConsumerRecord) -> None:
+        if record.value is None:
+            return  # a tombstone of a compacted topic
+        try:
+            event = decode(record.headers, record.value)
+        except InvalidRecord as error:
+            where = f"{partition.topic}[{partition.partition}] offset {record.offset}"
+            if error.reason == "unknown_type" or not self._concerns(partition, record.key):
+                # Of a later version, or about another recipe or run: neither may stop this trainer.
+                self.counts[error.reason] += 1
+                log.warning("a record was passed over", extra={"where": where, "reason": error.reason})
+                return
+            raise InvalidRecord(error.reason, f"the record at {where} cannot be read: {error}") from error
+        if partition == self._batches:
+            assert self.shelf is not None
+            self.shelf.put(record.offset, event, record.timestamp / 1000)
+            if isinstance(event, GroupReady):
+                self.last_ready_at = record.timestamp / 1000
+        elif isinstance(event, RecipeActive):
+            self._take_recipe(event)
+        elif isinstance(event, Policy) and event.engine is None:
+            known = self.policies.get(event.run_id)
+            if known is None or event.version >= known.version:
+                self.policies[event.run_id] = event
+
+    def _concerns(self, partition: TopicPartition, key: bytes | None) -> bool:
+        """Whether a record that cannot be read may be about this recipe or its run."""
+        if partition.topic == topics.RECIPES:
+            return key is None or key.startswith(f"{self._name}@".encode())
+        if partition.topic == topics.POLICY:
+            return key is None or not self.recipes or key == self.recipe.run_id.encode()
+        return True
+
+    def _take_recipe(self, active: RecipeActive) -> None:
+        self._known.add(active.name)
+        if active.name != self._name:
+            return
+        if active.recipe is not None:
+            self.recipes[active.version] = active.recipe
+        if active.version >= self.newest_version:
+            self.newest_version = active.version
+            self.ended = active.recipe is None
+
+    def _bound_shelf(self) -> None:
+        """Stop fetching groups while very many wait; the cut lets it go on."""
+        assert self._tail is not None
+        if self.shelf is None or not self.recipes:
+            return
+        full = len(self.shelf.ready) >= max(_MAX_READY, 2 * self.recipe.batch.groups)
+        paused = self._batches in self._tail.paused()
+        if full and not paused:
+            self._tail.pause(self._batches)
+        elif paused and not full:
+            self._tail.resume(self._batches)
+
+    async def changed(self, deadline: float | None) -> None:
+        """Return when something new was read. Raises TimeoutError at `deadline` (monotonic seconds), or what ended the
+        reading."""
+        self._check_task()
+        try:
+            async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                await self._changed.wait()
+        finally:
+            self._check_task()
+        self._changed.clear()
+
+    def _check_task(self) -> None:
+        if self._task is not None and self._task.done() and not self._task.cancelled():
+            self._task.result()
+
+    async def broker_is_away(self) -> bool:
+        """Whether the broker leaves a question open for a second."""
+        assert self._probe is not None
+        try:
+            async with asyncio.timeout(1):
+                await end_offsets(self._probe, [self._batches])
+        except (KafkaError, TimeoutError):
+            return True
+        return False
+
+    async def catch_up(self) -> None:
+        """Return when everything that is stable on the broker now was read. Raises RetryableError if that takes too long."""
+        assert self._tail is not None
+        assert self._probe is not None
+        tail = self._tail
+        partitions = tail.assignment() - tail.paused()
+        try:
+            async with asyncio.timeout(self._deadline):
+                ends = await end_offsets(self._probe, partitions)
+                for partition, end in ends.items():
+                    while await tail.position(partition) < end:
+                        self._check_task()
+                        self._moved.clear()
+                        with contextlib.suppress(TimeoutError):  # a fetch of transaction markers alone moves silently
+                            await asyncio.wait_for(self._moved.wait(), 0.01)
+        except (KafkaError, TimeoutError) as error:
+            raise RetryableError(f"the end of {self._batches.topic} was not reached: {error!r}") from error
+
+    async def _bounds(self) -> tuple[int, int]:
+        assert self._probe is not None
+        try:
+            first = (await self._probe.beginning_offsets([self._batches]))[self._batches]
+            return first, (await end_offsets(self._probe, [self._batches]))[self._batches]
+        except KafkaError as error:
+            raise RetryableError(f"{self._batches.topic} does not tell its offsets: {error!r}") from error
+
+    async def load(
+        self, start: int, end: int, *, samples: Collection[str], markers: Collection[int]
+    ) -> tuple[dict[str, Sample], dict[int, GroupReady]]:
+        """Samples by id and markers by offset, read again from [start, end) of the topic; the first of an id counts.
+
+        Raises UserError if the topic no longer holds one of them.
+        """
+        found: dict[str, Sample] = {}
+        found_markers: dict[int, GroupReady] = {}
+
+        def keep(record: ConsumerRecord) -> None:
+            event = decode(record.headers, record.value)
+            if isinstance(event, Sample) and event.sample_id in samples:
+                found.setdefault(event.sample_id, event)
+            elif isinstance(event, GroupReady) and record.offset in markers:
+                found_markers[record.offset] = event
+
+        await self._read_again(start, end, keep)
+        if missing := (set(samples) - found.keys()) or (set(markers) - found_markers.keys()):
+            raise UserError(
+                f"{self._batches.topic} no longer holds what the batch needs between offsets {start} and {end} (for "
+                f"instance {next(iter(missing))}): the topic was trimmed. Seek to a later batch."
+            )
+        return found, found_markers
+
+    async def _read_again(self, start: int, end: int, keep: Callable[[ConsumerRecord], None]) -> None:
+        reader = await start_consumer(self._kafka, client_id=f"claw-trainer-{self._name}-reader")
+        try:
+            reader.assign([self._batches])
+            begin = (await reader.beginning_offsets([self._batches]))[self._batches]
+            async for records in read_range(reader, self._batches, max(start, begin), end):
+                for record in records:
+                    keep(record)
+        except KafkaError as error:
+            raise RetryableError(f"{self._batches.topic} cannot be read: {error!r}") from error
+        finally:
+            await stop_consumer(reader)

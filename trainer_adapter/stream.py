@@ -1,0 +1,428 @@
+"""A trainer takes batches and acknowledges them: hand-over and commit, on asyncio.
+
+The order of things, each durable before the next begins: the groups are ready → the cut is made and written → the batch is
+handed out → the trainer trains → the commit is written, and with it the run's new policy version. Whatever stops in between
+is taken up again from the history: a cut that was not trained comes again as it was, before any new one.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Self
+
+from claw_r1.errors import DependencyUnreachable, RetryableError, UserError
+from claw_r1.events import BatchCut, BatchTrained, GroupReady, Policy, Sample
+from claw_r1.ids import derived_id
+from trainer_adapter.batch import TrainingBatch, build_columns
+from trainer_adapter.cut import Selection, Waiting, explain_wait, name_exclusions, name_members, select
+from trainer_adapter.demand import Demander, Stock
+from trainer_adapter.groups import Shelf
+from trainer_adapter.ledger import Ledger, cut_entry, policy_entry, trained_entry
+from trainer_adapter.source import Source
+
+log = logging.getLogger("claw.trainer")
+
+_AWAY = (RetryableError, DependencyUnreachable)
+"""What says, once a stream is open, that the broker is away and may come back."""
+_PAUSE_S = 0.5
+_TELL_S = 30.0
+
+
+class NoBatchYet(TimeoutError):
+    """No batch within the time given; `waiting` says what is missing."""
+
+    def __init__(self, message: str, waiting: Waiting) -> None:
+        super().__init__(message)
+        self.waiting = waiting
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AsyncBatch(TrainingBatch):
+    """A batch that was handed out and can be acknowledged."""
+
+    stream: "AsyncBatchStream" = field(repr=False)
+    cut: BatchCut = field(repr=False)
+    lap: int = field(repr=False)
+
+    async def commit(
+        self, *, policy_version: int, trainer_step: int | None = None, weights_digest: str | None = None
+    ) -> None:
+        """Record that the optimiser step is done and made this policy version: see `AsyncBatchStream.commit`."""
+        await self.stream.commit(
+            self, policy_version=policy_version, trainer_step=trainer_step, weights_digest=weights_digest
+        )
+
+
+class AsyncBatchStream:
+    """The batches of one recipe, in order, each durable as a cut before it is handed out.
+
+    A recipe has one trainer: whoever opens it last takes it over, and the earlier one gets `Superseded` at its next write.
+    Without `seek` a stream goes on after the last commit. Not for use from several event loops.
+
+    - `holder`: the trainer's name in cuts and messages (default host:process).
+    - `from_start`: for a recipe that has no cut yet: True begins with the oldest ready group that the topic holds, False
+      with the groups that become ready from now on.
+    - `timeout`: seconds that iteration waits for a batch; None waits for ever and says every 30 s in the log why.
+    - `appear`: seconds to wait at start for the recipe and its topic to exist.
+    - `prefetch_bytes`: bytes of ready samples that are kept in memory ahead; more is read again when its cut is made.
+    - `deadline`: seconds after which a broker that does not answer is an error of the single operation.
+    """
+
+    def __init__(
+        self,
+        recipe: str,
+        *,
+        kafka: str = "127.0.0.1:9092",
+        holder: str | None = None,
+        from_start: bool = True,
+        timeout: float | None = None,
+        appear: float = 10.0,
+        prefetch_bytes: int = 512 * 2**20,
+        deadline: float = 30.0,
+    ) -> None:
+        self._name = recipe
+        self._holder = holder or f"{socket.gethostname()}:{os.getpid()}"
+        self._from_start = from_start
+        self._timeout = timeout
+        self._appear = appear
+        self._prefetch_bytes = prefetch_bytes
+        self._deadline = deadline
+        self._ledger = Ledger(recipe, kafka=kafka, holder=self._holder, deadline=deadline)
+        self._source = Source(recipe, kafka=kafka, deadline=deadline)
+        self._demander = Demander(self._stock, kafka=kafka, holder=self._holder)
+        self._shelf: Shelf | None = None
+        self._begin = 0
+        self._handed = 0
+        self._position = 0
+        self._lap = 0
+        self._handing = asyncio.Lock()
+        self._committing = asyncio.Lock()
+
+    # ------------------------------------------------------------------------------------------------------- life
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Take the recipe, read its history, begin to read ahead.
+
+        Raises DependencyUnreachable, or UserError for a recipe or topic that does not exist.
+        """
+        try:
+            await self._ledger.open()
+            history = self._ledger.history
+            self._handed = self._position = history.position
+            last = history.last_cut
+            start: int | None = 0 if self._from_start else None
+            if last is not None:
+                start = last.cursor if last.resume is None else last.resume
+            cursor = None if last is None else last.cursor
+            self._shelf = Shelf(history.taken, floor=cursor or 0, max_bytes=self._prefetch_bytes)
+            self._begin = await self._source.open(self._shelf, start=start, cursor=cursor, appear=self._appear)
+            await self._announce_policy()
+            self._demander.start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _announce_policy(self) -> None:
+        """Publish the newest commit's policy version if the policy topic has not got it."""
+        newest = self._ledger.history.newest
+        if newest is None:
+            return
+        announced = self._source.trained_version(newest.run_id)
+        if announced is None or announced < newest.policy_version:
+            await self._ledger.append([policy_entry(_policy_of(newest))])
+
+    async def close(self) -> None:
+        """Let go of the broker. Batches that were handed out and not committed come again at the next start."""
+        await self._demander.close()
+        await self._source.close()
+        await self._ledger.close()
+
+    # ------------------------------------------------------------------------------------------------------- state
+
+    @property
+    def policy_version(self) -> int | None:
+        """The newest trained version of the run; the next commit must be above. None if nothing was trained yet."""
+        newest = self._ledger.history.newest
+        committed = None if newest is None else newest.policy_version
+        announced = self._source.trained_version(self._source.recipe.run_id)
+        return max((v for v in (committed, announced) if v is not None), default=None)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Records that were not taken in, by reason, since the stream was opened."""
+        return self._source.counts + (self._shelf.counts if self._shelf else Counter())
+
+    def cursor(self) -> int:
+        """The sequence of the last committed batch, 0 before the first: what a checkpoint keeps."""
+        return self._position
+
+    def seek(self, cursor: int) -> None:
+        """Go on after batch `cursor`: the batches after it come again from their cuts, then new ones.
+
+        Batches that were handed out before can no longer be committed. Nothing is recorded until the next commit. Raises
+        UserError for a cursor that no batch has.
+        """
+        last = self._ledger.history.last_sequence
+        if not 0 <= cursor <= last:
+            raise UserError(f"recipe {self._name} has no batch {cursor}: a cursor is 0 to {last} (its newest cut)")
+        self._handed = self._position = cursor
+        self._lap += 1
+
+    def waiting(self) -> Waiting:
+        """What the next new batch waits for."""
+        shelf, source = self._open_shelf(), self._source
+        return explain_wait(
+            source.recipe,
+            shelf.ready,
+            self.policy_version,
+            sequence=self._ledger.history.last_sequence + 1,
+            strays=shelf.strays,
+            ended=source.ended,
+        )
+
+    def _stock(self) -> Stock:
+        """What is wanted and there, for those who sample."""
+        source = self._source
+        return Stock(
+            source.recipe,
+            source.recipe_version,
+            ready=self.waiting().ready,
+            cut=self._ledger.history.untrained(self._position),
+            ended=source.ended or self._ledger.lost,
+        )
+
+    def _open_shelf(self) -> Shelf:
+        if self._shelf is None:
+            raise UserError("the stream is not open: use it in a `with` block")
+        return self._shelf
+
+    # ------------------------------------------------------------------------------------------------------- hand-over
+
+    def __aiter__(self) -> AsyncIterator[AsyncBatch]:
+        return self
+
+    async def __anext__(self) -> AsyncBatch:
+        return await self.next(self._timeout)
+
+    async def next(self, timeout: float | None = None) -> AsyncBatch:
+        """The next batch: one that was cut and not trained, else a new one as soon as its groups are ready.
+
+        Waits `timeout` seconds (None: for ever), through a broker's absence too. Raises NoBatchYet (a TimeoutError) that
+        says why; Superseded; InvalidRecord for a record on the recipe's topic that cannot be read.
+        """
+        self._open_shelf()
+        end = None if timeout is None else time.monotonic() + timeout
+        async with self._handing:
+            while True:
+                try:
+                    return await self._hand_over(end, timeout)
+                except _AWAY as error:
+                    if end is not None and time.monotonic() + _PAUSE_S > end:
+                        raise NoBatchYet(f"no batch within {timeout:g} s: {error}", self.waiting()) from error
+                    log.warning("no batch yet, trying again", extra={"recipe": self._name, "error": str(error)})
+                    await asyncio.sleep(_PAUSE_S)
+
+    async def _hand_over(self, end: float | None, timeout: float | None) -> AsyncBatch:
+        await self._settle()
+        sequence = self._handed + 1
+        if sequence in self._ledger.history.cuts:
+            batch = await self._replay(sequence)
+        else:
+            batch = await self._cut(await self._select(end, timeout))
+        self._handed = batch.sequence
+        return batch
+
+    async def _settle(self) -> None:
+        """After a transaction whose end was not known: learn it, and let go of groups that are in a cut after all."""
+        if await self._ledger.mend() and (last := self._ledger.history.last_cut) is not None:
+            self._open_shelf().settle(last.cursor)
+
+    async def _select(self, end: float | None, timeout: float | None) -> Selection:
+        shelf, source = self._open_shelf(), self._source
+        while True:
+            if select(shelf.ready, source.recipe, self.policy_version) is not None:
+                await source.catch_up()
+                if (selection := select(shelf.ready, source.recipe, self.policy_version)) is not None:
+                    return selection
+            tell = time.monotonic() + _TELL_S
+            try:
+                await source.changed(tell if end is None else min(tell, end))
+            except TimeoutError:
+                waiting = replace(self.waiting(), broker_away=await source.broker_is_away())
+                why = waiting.describe(time.time())
+                if end is not None and time.monotonic() >= end:
+                    raise NoBatchYet(f"no batch within {timeout:g} s: {why}", waiting) from None
+                log.info("waiting for groups", extra={"recipe": self._name, "why": why})
+
+    async def _cut(self, selection: Selection) -> AsyncBatch:
+        shelf, history = self._open_shelf(), self._ledger.history
+        recipe, version = self._source.recipe, self._source.recipe_version
+        trained = self.policy_version
+        bodies = await self._bodies(selection)
+        pairs = [(g.marker, [bodies[s.sample_id] for s in g.samples]) for g in selection.members]
+        sequence = history.last_sequence + 1
+        columns = build_columns(pairs, recipe.algorithm)
+        batch = TrainingBatch(
+            batch_id="",
+            recipe=self._name,
+            recipe_version=version,
+            run_id=recipe.run_id,
+            sequence=sequence,
+            trained_version=trained,
+            **columns,
+        )
+        cut = BatchCut(
+            batch_id=derived_id("batch", self._name, recipe.run_id, sequence, batch.digest),
+            recipe=self._name,
+            recipe_version=version,
+            run_id=recipe.run_id,
+            sequence=sequence,
+            members=name_members(selection),
+            excluded=name_exclusions(selection),
+            start=self._begin if history.last_cut is None else history.last_cut.cursor,
+            cursor=selection.cursor,
+            needs=selection.needs,
+            resume=shelf.resume_at(selection.cursor, selection.groups),
+            policy_version=trained,
+            digest=batch.digest,
+            holder=self._holder,
+            at=time.time(),
+        )
+        await self._ledger.append([cut_entry(cut)])
+        shelf.settle(cut.cursor)
+        return self._hand_out(cut, columns)
+
+    async def _bodies(self, selection: Selection) -> dict[str, Sample]:
+        """Every member's samples by id, read again where memory did not hold them."""
+        held = [sample for group in selection.members for sample in group.samples]
+        bodies = {sample.sample_id: sample.body for sample in held if sample.body is not None}
+        absent = [sample for sample in held if sample.body is None]
+        if absent:
+            first, last = min(s.offset for s in absent), max(s.offset for s in absent)
+            again, _ = await self._source.load(first, last + 1, samples={s.sample_id for s in absent}, markers=())
+            bodies |= again
+        return bodies
+
+    async def _replay(self, sequence: int) -> AsyncBatch:
+        """The batch of a cut, read again from the topic, the same in every byte."""
+        cut = await self._ledger.read_cut(sequence)
+        wanted = {sample_id for member in cut.members for sample_id in member.sample_ids}
+        offsets = {member.offset for member in cut.members}
+        bodies, markers = await self._source.load(cut.needs, max(offsets) + 1, samples=wanted, markers=offsets)
+        pairs: list[tuple[GroupReady, list[Sample]]] = [
+            (markers[member.offset], [bodies[sample_id] for sample_id in member.sample_ids]) for member in cut.members
+        ]
+        recipe = self._source.recipes.get(cut.recipe_version, self._source.recipe)
+        batch = self._hand_out(cut, build_columns(pairs, recipe.algorithm))
+        if batch.digest != cut.digest:
+            raise UserError(
+                f"batch {sequence} of recipe {self._name} cannot be made again: its columns have the digest "
+                f"{batch.digest[:16]}, the cut says {cut.digest[:16]}. Was it cut by another version of this package?"
+            )
+        return batch
+
+    def _hand_out(self, cut: BatchCut, columns: dict[str, object]) -> AsyncBatch:
+        head = {
+            "batch_id": cut.batch_id,
+            "recipe": cut.recipe,
+            "recipe_version": cut.recipe_version,
+            "run_id": cut.run_id,
+            "sequence": cut.sequence,
+            "trained_version": cut.policy_version,
+        }
+        return AsyncBatch(stream=self, cut=cut, lap=self._lap, **head, **columns)  # type: ignore[arg-type]
+
+    # ------------------------------------------------------------------------------------------------------- commit
+
+    async def commit(
+        self,
+        batch: AsyncBatch,
+        *,
+        policy_version: int,
+        trainer_step: int | None = None,
+        weights_digest: str | None = None,
+    ) -> None:
+        """Record that a batch's optimiser step is done and that the run's weights are now `policy_version`.
+
+        Batches are committed in the order in which they were handed out; versions rise. The same commit again does
+        nothing. Waits through a broker's absence up to twice `deadline`. Raises UserError, and records nothing, for a
+        commit out of order or a version that does not rise; Superseded; RetryableError if the broker stays away: then the
+        same call again finds out whether it was recorded.
+        """
+        async with self._committing:
+            end = time.monotonic() + 2 * self._deadline
+            while True:
+                try:
+                    await self._settle()
+                    if self._is_recorded(batch, policy_version):
+                        self._position = max(self._position, batch.sequence)
+                        return
+                    await self._check_commit(batch, policy_version)
+                    trained = BatchTrained(
+                        batch_id=batch.batch_id,
+                        recipe=self._name,
+                        run_id=batch.run_id,
+                        sequence=batch.sequence,
+                        cursor=batch.cut.cursor,
+                        policy_version=policy_version,
+                        trainer_step=trainer_step,
+                        weights_digest=weights_digest,
+                        holder=self._holder,
+                        at=time.time(),
+                    )
+                    await self._ledger.append([trained_entry(trained), policy_entry(_policy_of(trained))])
+                    self._position = batch.sequence
+                    return
+                except _AWAY as error:
+                    if time.monotonic() > end:
+                        raise RetryableError(f"batch {batch.sequence} is not committed: {error}") from error
+                    log.warning("commit not confirmed", extra={"recipe": self._name, "error": str(error)})
+                    await asyncio.sleep(_PAUSE_S)
+
+    def _is_recorded(self, batch: AsyncBatch, policy_version: int) -> bool:
+        last = self._ledger.history.last_trained
+        return (
+            last is not None
+            and batch.lap == self._lap
+            and (last.batch_id, last.policy_version) == (batch.batch_id, policy_version)
+        )
+
+    async def _check_commit(self, batch: AsyncBatch, policy_version: int) -> None:
+        if batch.stream is not self or batch.lap != self._lap:
+            raise UserError(f"batch {batch.sequence} was handed out before the last seek: take it again and train it")
+        if batch.sequence <= self._position:
+            raise UserError(f"batch {batch.sequence} is committed already; batch {self._position} was the last one")
+        if batch.sequence != self._position + 1:
+            raise UserError(f"batch {batch.sequence} cannot be committed before batch {self._position + 1}")
+        newest = self.policy_version
+        if policy_version < 0 or (newest is not None and policy_version <= newest):
+            await self._ledger.check_alone()  # if another trainer raised it, that is the thing to say
+            raise UserError(
+                f"policy version {policy_version} does not rise: run {batch.run_id} has trained up to {newest}. A restored "
+                "trainer goes on at stream.policy_version + 1."
+            )
+
+
+def _policy_of(trained: BatchTrained) -> Policy:
+    return Policy(
+        run_id=trained.run_id,
+        version=trained.policy_version,
+        trainer_step=trained.trainer_step,
+        weights_digest=trained.weights_digest,
+        at=trained.at,
+    )
