@@ -143,6 +143,12 @@ class Progress:
     def done(self) -> bool:
         return self.options.batches is not None and self.trained >= self.options.batches
 
+    @property
+    def settled(self) -> bool:
+        """Whether the pool holds every acknowledged step, a fate of every trajectory and every group that was emitted."""
+        counts, tally = self.counts, self.tally
+        return counts.stored >= tally.acknowledged and counts.fated >= tally.begun and counts.owed == 0
+
     def allowance(self) -> int:
         """Groups that may be begun in all: those that are gone, and `AHEAD` batches more, but none that nobody waits for."""
         gone, ahead = self.own_groups + self.counts.discarded, AHEAD
@@ -412,16 +418,17 @@ class Job:
             )
 
     async def _settle(self, clickhouse: ClickHouse, patience: float) -> None:
-        """Wait until the pool holds every acknowledged step and a fate of every trajectory, or the patience is over."""
+        """Wait until the pool has settled, or the patience is over."""
         progress, end = self.progress, time.monotonic() + patience
         while True:
             self._counted = 0.0
             await self._look(clickhouse)
             tally, counts = progress.tally, progress.counts
-            if self._hurry or (counts.stored >= tally.acknowledged and counts.fated >= tally.begun):
+            if self._hurry or progress.settled:
                 return
             if time.monotonic() > end:
                 lacking = f"{counts.stored} of {tally.acknowledged} steps, {counts.fated} of {tally.begun} fates"
+                lacking += f", {counts.ready} of {counts.ready + counts.owed} groups"
                 self._view.say(f"after {patience:.0f} s the pool holds {lacking}")
                 return
             await asyncio.sleep(0.2)

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from claw_r1 import bus, topics
+from claw_r1.clickhouse import ClickHouse
 from claw_r1.codec import Record, encode
+from claw_r1.demo import pool as demo_pool
 from claw_r1.local.ports import find_port
 from sinks import migrations
 from sinks.rows import NOT_STORED, STORED, TABLES
@@ -112,6 +114,23 @@ def test_views_restore_contexts_rewards_funnel_and_lineage(full: Pool) -> None:
     assert (line["batch_id"], line["group_id"], line["step_id"]) == ("full-batch-1", "p1", first["step_id"])
     assert (line["start"], line["end"], line["trained_policy_version"]) == (3, 5, 2)
     assert full.rows("SELECT * FROM lost_calls WHERE run_id = 'full'") == []
+
+
+def test_the_demo_counts_a_group_that_is_not_here_yet(full: Pool) -> None:
+    async def ask(recipe: str) -> demo_pool.Counts:
+        async with await ClickHouse.connect(full.url, full.database) as clickhouse:
+            return await demo_pool.count(clickhouse, run="full", session="p", recipe=recipe)
+
+    here = asyncio.run(ask("full"))
+    assert (here.stored, here.ready, here.owed, here.fates, here.fated) == (2, 1, 0, 2, 2)
+    columns = "* EXCEPT (recipe, outcome_id), concat(outcome_id, '-x') AS outcome_id, 'lone' AS recipe"
+    names = "* EXCEPT (recipe, outcome_id), outcome_id, recipe"
+    full.rows(f"INSERT INTO outcomes ({names}) SELECT {columns} FROM outcomes FINAL WHERE run_id = 'full'")
+    try:
+        lone = asyncio.run(ask("lone"))
+    finally:
+        full.rows("DELETE FROM outcomes WHERE recipe = 'lone'")
+    assert (lone.ready, lone.owed, lone.fated) == (0, 1, 2)
 
 
 def test_how_steps_became_samples_is_stored(full: Pool) -> None:

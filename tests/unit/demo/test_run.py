@@ -84,6 +84,16 @@ def test_the_report_has_every_figure() -> None:
     assert report(progress)["capture_ok"] is False
 
 
+@pytest.mark.parametrize(
+    ("lack", "settled"), [({}, True), ({"stored": 8}, False), ({"fated": 1}, False), ({"owed": 1}, False)]
+)
+def test_the_pool_has_settled_when_it_lacks_nothing(lack: dict[str, int], settled: bool) -> None:
+    progress = a_progress()
+    progress.tally.acknowledged, progress.tally.begun = 9, 2
+    progress.counts = pool.Counts(**({"stored": 9, "fated": 2, "ready": 1} | lack))
+    assert progress.settled is settled
+
+
 def test_the_first_cursor_of_a_session_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "session.json"
     assert learner.first_cursor(path, "one", 4) == 4
