@@ -160,6 +160,8 @@ class Step(TrajectoryFact):
     multi_modal_data: tuple[BlobRef, ...] = ()
     routed_experts: BlobRef | None = None
     retry_of: str | None = None
+    repeats: bool = False
+    """The caller said that it had sent this call before; which step it repeats (see `retry_of`) the gateway does not know."""
     capture: Capture = Capture(ok=True)
     metadata: Json = Field(default_factory=dict)
 

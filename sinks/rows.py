@@ -225,6 +225,7 @@ STEPS = Table(
         _column("multi_modal_data", "blobs", _dump("multi_modal_data")),
         _column("routed_experts", "text", lambda step: step.routed_experts and step.routed_experts.sha256),
         _column("retry_of", "text"),
+        _column("repeats", "bool"),
         _column("capture_ok", "bool", "capture.ok"),
         _column("capture_reasons", "texts", "capture.reasons"),
         _METADATA,

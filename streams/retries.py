@@ -1,8 +1,9 @@
 """Steps that are tries of one call are resolved: the one whose output the conversation goes on from is what the agent saw.
 
 Pure. Tries are steps of one prompt of which one says that it repeats the other (`retry_of`), through tries that failed or broke
-off too. Two identical calls without such a mark stay two; but a step whose caller hung up is superseded by the same call made
-later, as by another worker of the gateway, which knows of no mark.
+off too. A step that `repeats`, as after the death of the worker that made the first try, may be a try of any earlier step with
+its prompt. Two identical calls without such a mark stay two; but a step whose caller hung up is superseded by the same call
+made later, as by another worker of the gateway, which knows of no mark.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ def resolve_retries(steps: Iterable[Step], nodes: Sequence[Node], places: Places
     for node in nodes:
         if HUNG_UP in node.step.capture.reasons and not node.has_child and _made_again(node, places):
             found[node.step.step_id] = "superseded_retry"
-    for tries in _tries({step.step_id: step for step in steps}, nodes):
+    for tries in _tries({step.step_id: step for step in steps}, nodes, places):
         seen = _seen(tries, nodes, talk)
         reason = "superseded_retry" if seen else "unresolved_retry"
         found.update((one.step.step_id, reason) for one in tries if one not in seen)
@@ -40,7 +41,7 @@ def _is_later_try(step: Step, first: Step) -> bool:
     return same and began is not None and had_begun is not None and began > had_begun
 
 
-def _tries(steps: Mapping[str, Step], nodes: Iterable[Node]) -> Iterator[list[Node]]:
+def _tries(steps: Mapping[str, Step], nodes: Sequence[Node], places: Places) -> Iterator[list[Node]]:
     """Lists of two or more steps that are tries of one call, in call order."""
     leader: dict[str, str] = {}
 
@@ -49,11 +50,20 @@ def _tries(steps: Mapping[str, Step], nodes: Iterable[Node]) -> Iterator[list[No
             step_id = above
         return step_id
 
+    def join(step_id: str, repeated: str) -> None:
+        one, other = sorted((lead(step_id), lead(repeated)))
+        if one != other:
+            leader[other] = one
+
     for step_id in sorted(steps):
         repeated = _repeated(steps[step_id], steps)
         if repeated is not None:
-            one, other = sorted((lead(step_id), lead(repeated)))
-            leader[other] = one
+            join(step_id, repeated)
+    for node in nodes:
+        if node.step.repeats:
+            for other in places.same_prompt(node):
+                if other.step.choice == node.step.choice and _is_later_try(node.step, other.step):
+                    join(node.step.step_id, other.step.step_id)
     if not leader:
         return
     groups: dict[object, list[Node]] = {}

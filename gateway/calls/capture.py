@@ -58,6 +58,7 @@ class Call:
     dialect: Name = "chat"
     role: Literal["policy", "frozen"] = "policy"
     retry_of: str | None = None
+    repeats: bool = False
     media: tuple[BlobRef, ...] = ()
     """In the order of the prompt."""
     senses: tuple[bytes, ...] | None = None
@@ -218,6 +219,7 @@ def _step(
         version_spans=spans,
         role=call.role,
         retry_of=call.retry_of,
+        repeats=call.repeats,
         multi_modal_data=call.media,
         routed_experts=choice.experts,
         engine=engine,

@@ -58,6 +58,8 @@ class Flight:
     touched: float
     grace: float
     table: "Flights"
+    repeats: bool = False
+    """It says that it is a retry, of a call that is not known here: forgotten, or made by another worker, which may be dead."""
     step_id: str | None = None
     receive: Receive | None = None
     """By which the first caller is heard."""
@@ -243,7 +245,7 @@ class Flights:
         if found is not None and not found.failed and (found.ended or not found.aborted):
             found.join()
             return found, True, None
-        flight = Flight(asked, now, self._grace, self)
+        flight = Flight(asked, now, self._grace, self, repeats=asked.is_retry and found is None)
         self._order[id(flight)] = flight
         self._same.setdefault((asked.trajectory, asked.dialect, len(asked.body)), []).append(flight)
         if asked.idempotency_key is not None:

@@ -56,7 +56,7 @@ class Preparation:
         self._memory = memory
         self._token_in = TokenIn(fleet)
 
-    async def prepare(self, asked: Asked, route: Route, call_id: str, retry_of: str | None) -> Prepared:
+    async def prepare(self, asked: Asked, route: Route, call_id: str, retry_of: str | None, repeats: bool) -> Prepared:
         """Raises Refusal: of the place, the model, the media; 429 for a new group that nobody wants now; 503 if the index or
         the blob store cannot be reached."""
         for name in asked.left_out:
@@ -99,6 +99,7 @@ class Preparation:
             dialect=asked.dialect,
             role=placement.role,
             retry_of=retry_of,
+            repeats=repeats,
             media=media,
             senses=senses,
         )

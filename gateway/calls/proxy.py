@@ -216,7 +216,7 @@ class Proxy:
         span: CallSpan | None = None
         try:
             span = None if self._tracing is None else self._tracing.begin(asked, scope["headers"], received)
-            prepared = await self._preparation.prepare(asked, route, call_id, retry_of)
+            prepared = await self._preparation.prepare(asked, route, call_id, retry_of, flight.repeats)
             attempt = self._steps.announce(prepared.call, prepared.unplaced, received)
             journey = _Journey(
                 prepared,
@@ -282,7 +282,7 @@ class Proxy:
             except _Aborted:
                 if journey.tries >= MAX_ATTEMPTS:
                     break
-                again = replace(call, step_id=new_id(), retry_of=call.step_id)
+                again = replace(call, step_id=new_id(), retry_of=call.step_id, repeats=False)
                 # Of the finish that was held the voice has spoken, and nobody heard it.
                 journey.prepared = replace(journey.prepared, asked=replace(journey.asked, voice=journey.voice()))
                 journey.attempt = self._steps.announce(again, None, time.time())

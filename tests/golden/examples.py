@@ -110,6 +110,7 @@ EXAMPLES: list[Event] = [
         multi_modal_data=(BlobRef(sha256="ab", bytes=10, kind="image/png"),),
         routed_experts=BlobRef(sha256="cd", bytes=20, kind="npy"),
         retry_of="s9",
+        repeats=True,
         capture=Capture(ok=False, reasons=("no_ids",)),
         metadata={"note": "n"},
     ),

@@ -120,6 +120,18 @@ def test_a_retry_after_a_failure_names_the_first_step(stack: Stack) -> None:
     with_engine(stack, replying({"error": {"message": "busy"}}, status=503), body)
 
 
+def test_a_retry_of_a_call_that_is_not_known_says_so(stack: Stack) -> None:
+    """It may have been made by another worker, or been forgotten; the join finds what it repeats."""
+
+    async def body(stand: Stand, engine: Engine, run: str) -> None:
+        assert (await ask(stand, run))[0] == (await ask(stand, run, RETRY))[0] == 200
+        first, second = await stand.steps(run)
+        assert (first.repeats, second.repeats, second.retry_of) == (False, True, None)
+        assert len(engine.bodies) == 2
+
+    with_engine(stack, replying(a_reply([1], [2])), body, max_replay_bytes=1)
+
+
 def test_after_the_grace_the_engine_is_stopped_and_a_retry_is_a_new_step(stack: Stack) -> None:
     async def body(stand: Stand, engine: Engine, run: str) -> None:
         engine.answer = held(replying({}), asyncio.Event())

@@ -145,7 +145,9 @@ def test_answers_are_kept_for_a_time() -> None:
         first, _, _ = table.board(asked(), now())
         answer(first)
         assert table.board(asked(retry=True), now() + 59)[1] is True
-        assert table.board(asked(retry=True), now() + 61)[1] is False
+        assert not first.repeats
+        again, joined, retry_of = table.board(asked(retry=True), now() + 61)
+        assert (again.repeats, joined, retry_of) == (True, False, None)
         assert first.forgotten
 
     running(play)

@@ -65,6 +65,18 @@ def test_a_call_that_another_worker_made_again_supersedes_the_one_that_was_left(
     assert retried(left, a_step((1, 2, 9), (4,), timings={"received": 2.0})) == {}
 
 
+def test_a_repetition_of_nobody_knows_what_may_repeat_any_earlier_call() -> None:
+    """As when the worker that made the first try died behind its recorded answer."""
+    tries = a_try("a", (3, 4)), a_try("b", (5, 6), 2.0, repeats=True)
+    assert retried(*tries) == {"a": "unresolved_retry", "b": "unresolved_retry"}
+    assert retried(*tries, a_step((1, 2, 5, 6, 7), (8,))) == {"a": "superseded_retry"}
+    assert retried(*tries, a_step((1, 2, 3, 4, 7), (8,))) == {"b": "superseded_retry"}
+    later, other = a_try("c", (7,), 3.0), a_try("d", (7,), 0.5, sampling=Sampling(temperature=0.5))
+    assert set(retried(*tries, later, other)) == {"a", "b"}
+    assert retried(tries[1], a_step((1, 9), (4,), timings={"received": 1.0})) == {}
+    assert retried(tries[1], a_try("a.1", (3,), choice=1)) == {}
+
+
 def test_an_answer_that_was_left_and_still_gone_on_from_is_no_loser() -> None:
     """Its retry got the stored answer."""
     steps = a_try("a", (3,), **HUNG_UP), a_try("b", (4,), 2.0), a_step((1, 2, 3, 7), (8,))
