@@ -6,10 +6,12 @@ since an idempotent producer's futures never fail while the broker is away.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -120,6 +122,8 @@ async def stop_producer(producer: AIOKafkaProducer, *, deadline: float = STOP_DE
     """
     stopping = asyncio.ensure_future(producer.stop())
     await asyncio.wait([stopping], timeout=deadline)
+    if producer._txn_manager is not None:  # its error was raised by what was asked of the transaction
+        _take_note([producer._txn_manager._transaction_waiter])
     if not stopping.done():
         log.warning("a producer did not flush in time", extra={"deadline": deadline})
         stopping.cancel()
@@ -129,10 +133,20 @@ async def stop_producer(producer: AIOKafkaProducer, *, deadline: float = STOP_DE
         return
     # Closing the connections fails what the sender has on the way, failing the batches what waits to be flushed.
     await producer.client.close()
-    producer._message_accumulator.fail_all(KafkaError("the producer was stopped"))
+    waiting = producer._message_accumulator
+    batches = [*waiting._pending_batches, *itertools.chain.from_iterable(waiting._batches.values())]
+    waiting.fail_all(KafkaError("the producer was stopped"))
+    _take_note(batch._drain_waiter for batch in batches)
     if (sender := producer._sender.sender_task) is not None and not sender.done():
         sender.cancel()
         await asyncio.wait([sender], timeout=deadline)
+
+
+def _take_note(futures: Iterable[asyncio.Future[Any] | None]) -> None:
+    """Of aiokafka's own futures that nobody waits for any more: else their errors are reported as never retrieved."""
+    for future in futures:
+        if future is not None and future.done() and not future.cancelled():
+            future.exception()
 
 
 @contextlib.asynccontextmanager

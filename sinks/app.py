@@ -12,23 +12,18 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
-from aiokafka.errors import (
-    CommitFailedError,
-    IllegalStateError,
-    KafkaError,
-    NoOffsetForPartitionError,
-    OffsetOutOfRangeError,
-)
+from aiokafka.errors import OffsetOutOfRangeError
 
-from claw_r1 import bus, metrics
+from claw_r1 import bus, membership, metrics
 from claw_r1.clickhouse import ClickHouse
 from claw_r1.codec import decode
 from claw_r1.errors import InvalidRecord, RetryableError, UserError
 from claw_r1.health import HealthServer
+from claw_r1.membership import BROKER_DEADLINE, NEVER_IDLE_MS, Fenced
 from claw_r1.settings import SinksSettings
 from claw_r1.topics import BATCH_PREFIX, all_topics
 from sinks import migrations
@@ -44,14 +39,8 @@ POLL_SECONDS: Final = 0.5
 METADATA_AGE_MS: Final = 2000
 """A new recipe's topic is found after this."""
 FETCH_AHEAD_BYTES: Final = 2 * 2**20
-BROKER_DEADLINE: Final = 10.0
 BUSIEST: Final = 1.0
 """Under load a flush waits up to this many seconds, so that inserting takes at most a fifth of the time."""
-_NEVER_IDLE_MS: Final = 2**31 - 1
-
-
-class Fenced(Exception):
-    """The group gave our partitions to another member: what is buffered is theirs now."""
 
 
 def topic_pattern() -> str:
@@ -103,39 +92,29 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _resume(self, assigned: set[TopicPartition]) -> None:
         """Go on exactly where the pool ends; aiokafka's own seek would leave out offset 0."""
-        async with _broker_deadline("offsets"):
-            committed = await self._consumer._coordinator.fetch_committed_offsets(list(assigned)) if assigned else {}
-            starts = await self._consumer.beginning_offsets(list(assigned)) if assigned else {}
-            ends = await bus.end_offsets(self._consumer, assigned) if assigned else {}
+        standings = await membership.read_standings(self._consumer, assigned)
         if self._joined is not assigned:
             return  # rebalanced meanwhile
         partitions: dict[TopicPartition, Partition] = {}
-        for tp in assigned:
-            found = committed.get(tp)
+        for tp, (committed, first, end) in standings.items():
             partition = Partition.resume(
                 f"{tp.topic}/{tp.partition}",
-                None if found is None else Commit(found.offset, found.metadata),
-                starts[tp],
-                ends[tp],
+                None if committed is None else Commit(*committed),
+                first,
+                end,
                 fresh=os.urandom(6).hex(),
                 skip_lost=self._settings.skip_lost,
             )
             partitions[tp] = partition
         try:
             for tp, partition in partitions.items():
-                self._seek(tp, partition.first)
+                membership.seek(self._consumer, tp, partition.first)
         except Fenced:
             return  # the next rebalance has begun
         self._partitions = partitions
         self._joined = None
         self._waiting = None
         log.info("partitions assigned", extra={"partitions": len(assigned)})
-
-    def _seek(self, tp: TopicPartition, offset: int) -> None:
-        try:
-            self._consumer.seek(tp, offset)
-        except IllegalStateError as error:
-            raise Fenced from error
 
     # ------------------------------------------------------------------------------------------------------------- loop
 
@@ -157,7 +136,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
                 session_timeout_ms=int(settings.session_timeout * 1000),
                 heartbeat_interval_ms=int(settings.session_timeout * 1000 / 4),
                 # Heartbeats alone say that a sink lives: while ClickHouse is away it polls nothing for as long as it takes.
-                max_poll_interval_ms=_NEVER_IDLE_MS,
+                max_poll_interval_ms=NEVER_IDLE_MS,
                 # Bounds what is fetched ahead; a larger record still comes, alone.
                 max_partition_fetch_bytes=FETCH_AHEAD_BYTES,
             )
@@ -199,8 +178,8 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         now = time.monotonic()
         due = []
         for tp, partition in list(self._partitions.items()):
-            reached = await self._reached(tp) if partition.promised else 0
-            if partition.due(now, self._limits, reached):
+            reached = await membership.find_position(self._consumer, tp) if partition.promised else None
+            if partition.due(now, self._limits, reached or 0):
                 due.append(tp)
         return due
 
@@ -208,19 +187,10 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         """Records that came, none if it is time to flush or to stop. Nothing is fetched while a flush must be repeated."""
         if self._again:
             return {}
-        timeout = int(self._poll_seconds() * 1000)
-        poll = asyncio.ensure_future(self._consumer.getmany(timeout_ms=timeout, max_records=POLL_RECORDS))
-        stop = asyncio.ensure_future(self._stop.wait())
         try:
-            await asyncio.wait({poll, stop}, return_when=asyncio.FIRST_COMPLETED)
-            return poll.result() if poll.done() else {}
-        except NoOffsetForPartitionError:
-            return {}  # fetched before the seek of a new partition
+            return await membership.poll(self._consumer, self._stop, seconds=self._poll_seconds(), most=POLL_RECORDS)
         except OffsetOutOfRangeError as error:
             raise LostRecords(f"the log no longer has what is to be stored next: {error}") from error
-        finally:
-            for task in (poll, stop):
-                task.cancel()
 
     def _poll_seconds(self) -> float:
         now = time.monotonic()
@@ -232,15 +202,6 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         settings = self._settings
         age = max(settings.flush_age, min(BUSIEST, 4 * self._last_flush))
         return Limits(settings.flush_rows, settings.flush_bytes, age)
-
-    async def _reached(self, tp: TopicPartition) -> int:
-        """The next offset that the consumer will give; 0 if the partition is being taken from us."""
-        try:
-            async with _broker_deadline("a position"):
-                position: int = await self._consumer.position(tp)
-        except IllegalStateError:
-            return 0
-        return position
 
     def _take(self, tp: TopicPartition, records: list[ConsumerRecord]) -> None:
         partition = self._partitions.get(tp)
@@ -284,7 +245,9 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
                 return
             started = time.monotonic()
             try:
-                await self._commit({tp: partition.promise() for tp, partition in partitions.items()})
+                await membership.commit(
+                    self._consumer, {tp: partition.promise() for tp, partition in partitions.items()}
+                )
                 self._at("promised")
                 await insert_promised(self._clickhouse, partitions.values(), self._at)
                 await self._bury([dead for partition in partitions.values() for dead in partition.dead])
@@ -293,25 +256,17 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
                 commits = {tp: partition.stored() for tp, partition in partitions.items()}
                 # Before anything else is read: what came past a promised range was not taken.
                 for tp in self._overshot.intersection(partitions):
-                    self._seek(tp, partitions[tp].first)
+                    membership.seek(self._consumer, tp, partitions[tp].first)
                     self._overshot.discard(tp)
                 self._at("inserted all")
                 # If only this fails, the next promise commits the same offset, or the next owner's insert adds nothing.
-                await self._commit(commits)
+                await membership.commit(self._consumer, commits)
                 self._at("stored")
             except Fenced:
                 log.warning("lost the partitions during a flush; their next owner repeats it")
                 self._forget()
                 return
             self._last_flush = time.monotonic() - started
-
-    async def _commit(self, commits: dict[TopicPartition, Commit]) -> None:
-        """Raises Fenced if the partitions are no longer ours, RetryableError if the broker is away."""
-        try:
-            async with _broker_deadline("a commit"):
-                await self._consumer.commit({tp: tuple(commit) for tp, commit in commits.items()})
-        except (CommitFailedError, IllegalStateError) as error:
-            raise Fenced from error
 
     async def _bury(self, dead: list[Dead]) -> None:
         await self._dead_letters.publish(dead)
@@ -334,21 +289,6 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
             if end is not None and end >= 0:
                 lag = max(0, end - partition.first) if partition.count or partition.promised else 0
                 metrics.SINKS_LAG.labels(tp.topic, str(tp.partition)).set(lag)
-
-
-@contextlib.asynccontextmanager
-async def _broker_deadline(what: str) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(BROKER_DEADLINE):
-            yield
-    except TimeoutError as error:
-        raise RetryableError(f"the broker did not answer within {BROKER_DEADLINE:g} s ({what})") from error
-    except (CommitFailedError, IllegalStateError):
-        raise
-    except KafkaError as error:
-        if error.retriable:
-            raise RetryableError(f"the broker is away ({what}): {error!r}") from error
-        raise
 
 
 async def run(settings: SinksSettings, stop: asyncio.Event) -> None:

@@ -8,20 +8,15 @@ is done twice, by this or by another member, writes facts of the same ids; what 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
-from aiokafka.errors import (
-    CommitFailedError,
-    IllegalStateError,
-    KafkaError,
-    NoOffsetForPartitionError,
-    OffsetOutOfRangeError,
-)
+from aiokafka.errors import OffsetOutOfRangeError
 
-from claw_r1 import bus, metrics
+from claw_r1 import bus, membership, metrics
 from claw_r1.errors import RetryableError, UserError
+from claw_r1.membership import BROKER_DEADLINE, NEVER_IDLE_MS, Fenced, Standing
 from claw_r1.settings import WorkersSettings
 from claw_r1.topics import TRAJECTORIES
 from streams.workers.prefix import Prefix
@@ -30,23 +25,17 @@ log = logging.getLogger("claw.workers")
 
 COMMIT_EVERY: Final = 0.5
 POLL_SECONDS: Final = 0.5
-BROKER_DEADLINE: Final = 10.0
 DRAIN: Final = 5.0
 """Seconds that work in flight may take at the end; what is not done is done again by the next member."""
 MAX_SPAN: Final = 10_000
 """Offsets that may be done behind one that is not; then no more is read until it is."""
 LONGEST_BACKOFF: Final = 5.0
-_NEVER_IDLE_MS: Final = 2**31 - 1
 
 Work = Callable[[ConsumerRecord], Awaitable[None]]
 
 
 class LostTrajectories(UserError):
     """The log no longer has what is to be worked on next."""
-
-
-class Fenced(Exception):
-    """The group gave a partition to another member, or is about to."""
 
 
 class Held:
@@ -95,22 +84,19 @@ class TrajectoryConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _resume(self, assigned: set[TopicPartition]) -> None:
         """Go on with what stayed, begin with what came, drop what went; aiokafka's own seek would leave out offset 0."""
-        async with _broker_deadline("offsets"):
-            committed = await self._consumer._coordinator.fetch_committed_offsets(list(assigned)) if assigned else {}
-            starts = await self._consumer.beginning_offsets(list(assigned)) if assigned else {}
-            ends = await bus.end_offsets(self._consumer, assigned) if assigned else {}
+        standings = await membership.read_standings(self._consumer, assigned)
         if self._joined is not assigned:
             return  # rebalanced meanwhile
         held: dict[TopicPartition, Held] = {}
-        for tp in assigned:
-            offset = committed[tp].offset if tp in committed else None
+        for tp, standing in standings.items():
+            offset = None if standing.committed is None else standing.committed[0]
             before = self._held.get(tp)
             # Another commit than ours: another member had the partition meanwhile, and went on from there.
             kept = before is not None and before.committed == offset
-            held[tp] = before if before is not None and kept else self._begin(tp, offset, starts[tp], ends[tp])
+            held[tp] = before if before is not None and kept else self._begin(tp, standing)
         try:
             for tp, partition in held.items():
-                self._seek(tp, partition.prefix.next)
+                membership.seek(self._consumer, tp, partition.prefix.next)
         except Fenced:
             return  # the next rebalance has begun
         gone = [old for tp, old in self._held.items() if held.get(tp) is not old]
@@ -120,9 +106,11 @@ class TrajectoryConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._assigned = True
         log.info("partitions assigned", extra={"partitions": sorted(tp.partition for tp in held), "dropped": len(gone)})
 
-    def _begin(self, tp: TopicPartition, committed: int | None, first: int, end: int) -> Held:
-        if committed is None:
+    def _begin(self, tp: TopicPartition, standing: Standing) -> Held:
+        first, end = standing.first, standing.end
+        if standing.committed is None:
             return Held(end if self._settings.begin == "latest" else first, None)
+        committed = standing.committed[0]
         if committed < first and not self._settings.skip_lost:
             raise LostTrajectories(
                 f"{tp.topic}[{tp.partition}] begins at {first}, but what comes after {committed} is not done: the topic's "
@@ -134,12 +122,6 @@ class TrajectoryConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 f"was made anew. To go on with what it holds, delete the offsets of group {self._settings.group}."
             )
         return Held(max(committed, first), committed)
-
-    def _seek(self, tp: TopicPartition, offset: int) -> None:
-        try:
-            self._consumer.seek(tp, offset)
-        except IllegalStateError as error:
-            raise Fenced from error
 
     # ------------------------------------------------------------------------------------------------------------- loop
 
@@ -156,7 +138,7 @@ class TrajectoryConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 session_timeout_ms=int(settings.session_timeout * 1000),
                 heartbeat_interval_ms=int(settings.session_timeout * 1000 / 4),
                 # Heartbeats alone say that a worker lives: with enough in flight it polls nothing for as long as it takes.
-                max_poll_interval_ms=_NEVER_IDLE_MS,
+                max_poll_interval_ms=NEVER_IDLE_MS,
             )
             closing.push_async_callback(bus.stop_consumer, self._consumer, deadline=BROKER_DEADLINE)
             self.waiting = "waiting for partitions"
@@ -209,19 +191,10 @@ class TrajectoryConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._changed.clear()
 
     async def _poll(self, room: int) -> dict[TopicPartition, list[ConsumerRecord]]:
-        timeout = int(POLL_SECONDS * 1000)
-        poll = asyncio.ensure_future(self._consumer.getmany(timeout_ms=timeout, max_records=room))
-        stop = asyncio.ensure_future(self._stop.wait())
         try:
-            await asyncio.wait({poll, stop}, return_when=asyncio.FIRST_COMPLETED)
-            return poll.result() if poll.done() else {}
-        except NoOffsetForPartitionError:
-            return {}  # fetched before the seek of a new partition
+            return await membership.poll(self._consumer, self._stop, seconds=POLL_SECONDS, most=room)
         except OffsetOutOfRangeError as error:
             raise LostTrajectories(f"the log no longer has what is to be worked on next: {error}") from error
-        finally:
-            for task in (poll, stop):
-                task.cancel()
 
     def _take(self, tp: TopicPartition, records: list[ConsumerRecord]) -> None:
         held = self._held.get(tp)
@@ -273,11 +246,7 @@ class TrajectoryConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             if not offsets:
                 return
             held = dict(self._held)
-            try:
-                async with _broker_deadline("a commit"):
-                    await self._consumer.commit(offsets)
-            except (CommitFailedError, IllegalStateError) as error:
-                raise Fenced from error
+            await membership.commit(self._consumer, offsets)
             for tp, offset in offsets.items():
                 held[tp].committed = offset
 
@@ -287,25 +256,8 @@ class TrajectoryConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             end = self._consumer.last_stable_offset(tp)
             if end is None or end < 0 or self._joined is not None:
                 continue
-            try:
-                async with _broker_deadline("a position"):
-                    position = await self._consumer.position(tp)
-            except IllegalStateError:
-                continue  # being taken from us
+            position = await membership.find_position(self._consumer, tp)
+            if position is None:
+                continue
             behind = len(self._held[tp].prefix) + max(0, end - position)
             metrics.WORKERS_BACKLOG.labels(str(tp.partition)).set(behind)
-
-
-@contextlib.asynccontextmanager
-async def _broker_deadline(what: str) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(BROKER_DEADLINE):
-            yield
-    except TimeoutError as error:
-        raise RetryableError(f"the broker did not answer within {BROKER_DEADLINE:g} s ({what})") from error
-    except (CommitFailedError, IllegalStateError):
-        raise
-    except KafkaError as error:
-        if error.retriable:
-            raise RetryableError(f"the broker is away ({what}): {error!r}") from error
-        raise

@@ -8,6 +8,7 @@ from aiokafka import TopicPartition
 
 from claw_r1.cli.config import config
 from claw_r1.errors import RetryableError, WrongUse
+from claw_r1.membership import Standing
 from claw_r1.rewards.rollout import Missing, StepView
 from claw_r1.settings import WorkersSettings
 from streams.workers import pool
@@ -23,7 +24,8 @@ ENDED = a_finished(step_ids=(STEP.step_id,))
 
 def begin(committed: int | None, first: int, end: int, **over: Any) -> tuple[int, int | None]:
     consumer = TrajectoryConsumer(WorkersSettings(**over), asyncio.Event(), lambda record: asyncio.sleep(0))
-    held = consumer._begin(TopicPartition("t", 0), committed, first, end)
+    standing = Standing(None if committed is None else (committed, ""), first, end)
+    held = consumer._begin(TopicPartition("t", 0), standing)
     return held.prefix.next, held.committed
 
 
