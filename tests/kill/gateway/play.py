@@ -12,8 +12,23 @@ from claw_r1.bus import read_topic
 from claw_r1.codec import decode
 from claw_r1.events import Step, StepStarted
 from tests.integration.gateway_stand import wait_for
+from tests.workers import Worker
 
 AGENTS = 6
+
+
+def a_spooling_gateway(folder: Path, kafka: str, engine: str, *, port: int, run: str, workers: int = 1) -> Worker:
+    """A gateway as a process, not started, with its spool and its log in a folder."""
+    return Worker(
+        "gateway",
+        folder / "gateway.log",
+        kafka=kafka,
+        gateway_port=port,
+        gateway_upstream=engine,
+        gateway_run=run,
+        gateway_spool=folder / "spool",
+        gateway_workers=workers,
+    )
 
 
 class Play:

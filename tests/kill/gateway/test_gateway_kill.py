@@ -11,8 +11,8 @@ from claw_r1.ids import new_id
 from claw_r1.local.ports import find_port
 from claw_r1.local.stack import RunningStack
 from tests.integration.gateway_stand import a_reply, an_engine, replying, wait_for
-from tests.kill.gateway.play import check_log, playing, segments
-from tests.workers import Worker, workers
+from tests.kill.gateway.play import a_spooling_gateway, check_log, playing, segments
+from tests.workers import workers
 
 pytestmark = [pytest.mark.stack, pytest.mark.kill]
 
@@ -30,15 +30,7 @@ def test_a_gateway_killed_with_facts_in_its_spool_loses_none(broker: RunningStac
     async def body() -> None:
         run, port = new_id(), find_port()
         async with an_engine(replying(a_reply([1, 2], [3, 4]))) as engine:
-            gateway = Worker(
-                "gateway",
-                tmp_path / "gateway.log",
-                kafka=broker.kafka,
-                gateway_port=port,
-                gateway_upstream=engine.url,
-                gateway_run=run,
-                gateway_spool=spool,
-            )
+            gateway = a_spooling_gateway(tmp_path, broker.kafka, engine.url, port=port, run=run)
             with workers(gateway):
                 async with playing(f"http://127.0.0.1:{port}", run) as play:
                     await play.go_on(3, "calls are served")

@@ -14,7 +14,7 @@ from claw_r1.ids import new_id
 from claw_r1.local.ports import find_port
 from claw_r1.local.stack import RunningStack
 from tests.integration.gateway_stand import a_reply, an_engine, replying, wait_for
-from tests.kill.gateway.play import Play, check_log, playing, segments
+from tests.kill.gateway.play import Play, a_spooling_gateway, check_log, playing, segments
 from tests.workers import Worker, workers
 
 pytestmark = [pytest.mark.stack, pytest.mark.kill, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -66,16 +66,7 @@ def test_workers_with_spools_of_which_one_is_killed_lose_nothing(broker: Running
     async def body() -> None:
         run, port = new_id(), find_port()
         async with an_engine(replying(a_reply([1, 2], [3, 4]))) as engine:
-            gateway = Worker(
-                "gateway",
-                tmp_path / "gateway.log",
-                kafka=broker.kafka,
-                gateway_port=port,
-                gateway_upstream=engine.url,
-                gateway_run=run,
-                gateway_spool=spool,
-                gateway_workers=2,
-            )
+            gateway = a_spooling_gateway(tmp_path, broker.kafka, engine.url, port=port, run=run, workers=2)
             with workers(gateway):
                 async with playing(f"http://127.0.0.1:{port}", run, keeps_connections=False) as play:
                     for dies in (False, True):
