@@ -43,15 +43,15 @@ ENVIRONMENT = {
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    """Make the model in `folder`, serve it; gives the server's URL."""
+def serving(folder: Path, *more: str) -> Iterator[str]:
+    """Make the model in `folder`, serve it, with `more` arguments; gives the server's URL."""
     bin_dir = place() / "bin"
     python = str(bin_dir / "python")
     subprocess.run([python, str(Path(__file__).with_name("model.py")), str(folder / "model")], check=True, timeout=60)
     port = find_port()
     env = os.environ | ENVIRONMENT | {"PATH": f"{bin_dir}{os.pathsep}{os.environ['PATH']}"}
     server = [python, "-m", "vllm.entrypoints.openai.api_server"]
-    command = [*server, f"--model={folder / 'model'}", f"--port={port}", *ARGUMENTS]
+    command = [*server, f"--model={folder / 'model'}", f"--port={port}", *ARGUMENTS, *more]
     with (folder / "vllm.log").open("wb") as log:
         process = subprocess.Popen(
             command, env=env, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
