@@ -4,8 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.environments import is_made
-from tests.vllm.install import cannot, place
 from tests.vllm.serve import serving
 
 pytest.register_assert_rewrite("tests.vllm.exchange")
@@ -14,9 +12,5 @@ pytest.register_assert_rewrite("tests.vllm.exchange")
 @pytest.fixture(scope="session")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real vLLM that serves a tiny noise model as "tiny"."""
-    reason = cannot()
-    if reason is not None:
-        pytest.skip(reason)
-    assert is_made(place()), f"{place()} is not there: run `make setup-ci`"
     with serving(tmp_path_factory.mktemp("vllm")) as url:
         yield url

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aiohttp import ClientSession
 
 from claw_r1.codec import restore_prompt, unpack_floats, unpack_ids
 from claw_r1.events import Step
@@ -84,11 +85,7 @@ class Bench:
 
     async def events(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
         """The JSON events that the gateway streams, without the terminal one of chats."""
-        async with self.stand.http.post(f"{self.base}{path}", json=body | {"stream": True}) as response:
-            assert response.status == 200, await response.text()
-            text = (await response.read()).decode()
-        datas = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
-        return [json.loads(data) for data in datas if data != "[DONE]"]
+        return await read_events(self.stand.http, f"{self.base}{path}", body)
 
     async def post(self, url: str, body: dict[str, Any]) -> tuple[int, Any]:
         async with self.stand.http.post(url, json=body) as response:
@@ -121,6 +118,15 @@ class Bench:
         while await self.metric("vllm:num_requests_running") + await self.metric("vllm:num_requests_waiting"):
             assert asyncio.get_running_loop().time() < end, "the engine still runs what nobody waits for"
             await asyncio.sleep(0.02)
+
+
+async def read_events(http: ClientSession, url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The JSON events of a stream, without the terminal one of chats."""
+    async with http.post(url, json=body | {"stream": True}) as response:
+        assert response.status == 200, await response.text()
+        text = (await response.read()).decode()
+    datas = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    return [json.loads(data) for data in datas if data != "[DONE]"]
 
 
 def with_bench(stack: Stack, vllm: str, body: Callable[[Bench], Awaitable[None]], **settings: Any) -> None:

@@ -1,4 +1,5 @@
-"""A tiny Qwen2 with random weights and a tokenizer of its own: `python model.py DIR`, by the Python of vLLM's environment.
+"""A tiny Qwen2 with random weights and a tokenizer of its own: `python model.py DIR [--thinks]`, by the Python of vLLM's
+environment; one that thinks says `</think>` every few tokens, and never `<think>`.
 
 Invariants: nothing is fetched; the bytes are the same on every machine (fixed corpus, fixed seed); the weights are noise,
 sharp enough that sampled tokens vary and greedy ones do not hang on rounding.
@@ -92,8 +93,8 @@ def write_tokenizer(out: Path) -> Any:
     return tokenizer
 
 
-def write_weights(out: Path, vocabulary: int) -> None:
-    """Noise, float32."""
+def write_weights(out: Path, vocabulary: int, scales: dict[int, float]) -> None:
+    """Noise, float32; a token of `scales` is so much more or less probable."""
     rng = np.random.default_rng(1234)
 
     def noise(*shape: int, std: float = 0.08) -> NDArray[np.float32]:
@@ -117,6 +118,8 @@ def write_weights(out: Path, vocabulary: int) -> None:
         weights[f"{name}mlp.down_proj.weight"] = noise(HIDDEN, INNER)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             weights[f"{name}{norm}.weight"] = np.ones(HIDDEN, np.float32)
+    for token, scale in scales.items():
+        weights["lm_head.weight"][token] *= scale
     save_file(weights, str(out / "model.safetensors"), metadata={"format": "pt"})
 
 
@@ -145,7 +148,8 @@ def main() -> None:
         "pad_token_id": pad,
     }
     (out / "config.json").write_text(json.dumps(config), "utf-8")
-    write_weights(out, vocabulary)
+    thinking = {tokenizer.token_to_id("</think>"): 2.5, tokenizer.token_to_id("<think>"): 0.0}
+    write_weights(out, vocabulary, thinking if "--thinks" in sys.argv else {})
 
 
 main()

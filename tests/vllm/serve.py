@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 
 from claw_r1.local.ports import find_port
-from tests.vllm.install import place
+from tests.environments import is_made
+from tests.vllm.install import cannot, place
 
 MODEL = "tiny"
 READY_DEADLINE = 240.0
@@ -43,15 +45,25 @@ ENVIRONMENT = {
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *more: str) -> Iterator[str]:
-    """Make the model in `folder`, serve it, with `more` arguments; gives the server's URL."""
+def serving(folder: Path, *, thinks: bool = False) -> Iterator[str]:
+    """Make the model in `folder` and serve it; gives the server's URL. One that thinks has a parser for its reasoning.
+
+    Skips the test where the machine cannot.
+    """
+    reason = cannot()
+    if reason is not None:
+        pytest.skip(reason)
+    assert is_made(place()), f"{place()} is not there: run `make setup-ci`"
     bin_dir = place() / "bin"
     python = str(bin_dir / "python")
-    subprocess.run([python, str(Path(__file__).with_name("model.py")), str(folder / "model")], check=True, timeout=60)
+    make = [python, str(Path(__file__).with_name("model.py")), str(folder / "model")]
+    subprocess.run([*make, "--thinks"] if thinks else make, check=True, timeout=60)
     port = find_port()
     env = os.environ | ENVIRONMENT | {"PATH": f"{bin_dir}{os.pathsep}{os.environ['PATH']}"}
     server = [python, "-m", "vllm.entrypoints.openai.api_server"]
-    command = [*server, f"--model={folder / 'model'}", f"--port={port}", *ARGUMENTS, *more]
+    command = [*server, f"--model={folder / 'model'}", f"--port={port}", *ARGUMENTS]
+    if thinks:
+        command.append("--reasoning-parser=deepseek_r1")
     with (folder / "vllm.log").open("wb") as log:
         process = subprocess.Popen(
             command, env=env, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

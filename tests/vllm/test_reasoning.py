@@ -1,6 +1,5 @@
 """Reasoning that a real vLLM's parser sets apart, in every dialect: what the agent sees, and what is captured."""
 
-import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -8,78 +7,81 @@ from typing import Any
 import pytest
 
 from tests.conftest import Stack
-from tests.vllm.exchange import REAL_ENGINE, Bench, with_bench
+from tests.vllm.exchange import REAL_ENGINE, Bench, read_events, with_bench
 from tests.vllm.serve import serving
 from tests.vllm.test_messages import fold
 
 pytestmark = REAL_ENGINE
 
-PROMPTS = 32
-"""Of so many prompts the model of noise ends its reasoning in at least one."""
+CHAT = "/v1/chat/completions"
+PROMPTS = 16
+"""To the first few of so many the model ends its reasoning."""
+Said = tuple[str, str]
+"""Reasoning and text."""
 
 
 @pytest.fixture(scope="module")
-def thinking(vllm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of an engine that takes everything before `</think>` for reasoning. (`vllm` says whether the machine can.)"""
-    with serving(tmp_path_factory.mktemp("thinking"), "--reasoning-parser=deepseek_r1") as url:
+def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of an engine that takes everything before `</think>` for reasoning."""
+    with serving(tmp_path_factory.mktemp("thinking"), thinks=True) as url:
         yield url
 
 
 def asked(content: str) -> dict[str, Any]:
-    return {
-        "model": "tiny",
-        "messages": [{"role": "user", "content": content}],
-        "max_tokens": 100,
-        "temperature": 0.0,
-    }
+    messages = [{"role": "user", "content": content}]
+    return {"model": "tiny", "messages": messages, "max_tokens": 60, "temperature": 0.0}
 
 
-def parts(message: dict[str, Any]) -> tuple[str, str]:
-    """Reasoning and text."""
+def parts(message: dict[str, Any]) -> Said:
     return message.get("reasoning") or message.get("reasoning_content") or "", message.get("content") or ""
 
 
-async def find_prompt(bench: Bench) -> tuple[str, tuple[str, str]]:
+def joined(events: list[dict[str, Any]]) -> Said:
+    said = [parts(choice["delta"]) for event in events for choice in event["choices"]]
+    return "".join(reasoning for reasoning, _ in said), "".join(text for _, text in said)
+
+
+async def expect(bench: Bench, content: str, *, stream: bool) -> Said:
+    """What the engine itself says."""
+    if stream:
+        return joined(await read_events(bench.stand.http, f"{bench.vllm}{CHAT}", asked(content)))
+    return parts((await bench.direct(CHAT, asked(content)))["choices"][0]["message"])
+
+
+async def find_prompt(bench: Bench, *, stream: bool) -> tuple[str, Said]:
     """A prompt to which the engine reasons and then answers, and both."""
-    prompts = [f"Say marker {number}." for number in range(PROMPTS)]
-    replies = await asyncio.gather(*(bench.direct("/v1/chat/completions", asked(prompt)) for prompt in prompts))
-    for prompt, reply in zip(prompts, replies, strict=True):
-        said = parts(reply["choices"][0]["message"])
+    for prompt in (f"Say marker {number}." for number in range(PROMPTS)):
+        said = await expect(bench, prompt, stream=stream)
         if all(said):
             return prompt, said
     raise AssertionError("the engine never ended its reasoning")
 
 
-async def chat(bench: Bench, content: str, *, stream: bool) -> tuple[str, str]:
-    if not stream:
-        return parts((await bench.ask("/v1/chat/completions", asked(content)))["choices"][0]["message"])
-    events = await bench.events("/v1/chat/completions", asked(content))
-    said = [parts(choice["delta"]) for event in events for choice in event["choices"]]
-    return "".join(reasoning for reasoning, _ in said), "".join(text for _, text in said)
+async def chat(bench: Bench, content: str, *, stream: bool) -> Said:
+    if stream:
+        return joined(await bench.events(CHAT, asked(content)))
+    return parts((await bench.ask(CHAT, asked(content)))["choices"][0]["message"])
 
 
-async def message(bench: Bench, content: str, *, stream: bool) -> tuple[str, str]:
-    path = "/v1/messages"
-    body = asked(content)
+async def message(bench: Bench, content: str, *, stream: bool) -> Said:
+    path, body = "/v1/messages", asked(content)
     said = fold(await bench.events(path, body)) if stream else await bench.ask(path, body)
-    assert [block["type"] for block in said["content"]] == ["thinking", "text"]
     thought, text = said["content"]
+    assert (thought["type"], text["type"]) == ("thinking", "text")
     return thought["thinking"], text["text"]
 
 
-async def response(bench: Bench, content: str, *, stream: bool) -> tuple[str, str]:
+async def response(bench: Bench, content: str, *, stream: bool) -> Said:
     path = "/v1/responses"
-    body = {"model": "tiny", "input": content, "max_output_tokens": 100, "temperature": 0.0, "store": False}
-    if not stream:
-        said = await bench.ask(path, body)
-    else:
-        events = await bench.events(path, body)
-        said = events[-1]["response"]
-        deltas = [e["delta"] for e in events if e["type"] == "response.reasoning_text.delta"]
-        assert "".join(deltas) == said["output"][0]["content"][0]["text"]
-    assert [item["type"] for item in said["output"]] == ["reasoning", "message"]
+    body = {"model": "tiny", "input": content, "max_output_tokens": 60, "temperature": 0.0, "store": False}
+    events = await bench.events(path, body) if stream else []
+    said = events[-1]["response"] if stream else await bench.ask(path, body)
     thought, text = said["output"]
-    return thought["content"][0]["text"], text["content"][0]["text"]
+    assert (thought["type"], text["type"]) == ("reasoning", "message")
+    reasoning = thought["content"][0]["text"]
+    if stream:
+        assert "".join(e["delta"] for e in events if e["type"] == "response.reasoning_text.delta") == reasoning
+    return reasoning, text["content"][0]["text"]
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -88,7 +90,7 @@ def test_reasoning_stands_apart_and_its_tokens_are_captured(
     stack: Stack, thinking: str, say: Any, stream: bool
 ) -> None:
     async def body(bench: Bench) -> None:
-        prompt, expected = await find_prompt(bench)
+        prompt, expected = await find_prompt(bench, stream=stream)
         (choice,) = await bench.direct_choices(asked(prompt))
         assert await say(bench, prompt, stream=stream) == expected
         (step,) = await bench.steps(1)
