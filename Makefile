@@ -58,8 +58,9 @@ format: setup  ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-reference: setup  ## write docs/reference.md anew from the code
+reference: setup  ## write docs/reference.md and docs/pool.md anew from the code and the migrations
 	$(BIN)/python -m claw_r1.cli.reference
+	$(BIN)/python -m claw_r1.cli.dictionary
 
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 lock:  ## resolve requirements/*.txt anew

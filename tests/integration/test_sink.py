@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from claw_r1 import bus, topics
+from claw_r1.cli.dictionary import TARGET, write_dictionary
 from claw_r1.clickhouse import ClickHouse
 from claw_r1.codec import Record, encode
 from claw_r1.demo import pool as demo_pool
@@ -81,6 +82,12 @@ def test_columns_are_those_of_the_tables(full: Pool) -> None:
     assert found == {name: set(table.names) for name, table in TABLES.items()}
     bare = full.rows(f"SELECT name FROM system.tables WHERE database = '{full.database}' AND comment = ''")
     assert bare == []
+
+
+def test_the_dictionary_says_what_the_pool_has(full: Pool) -> None:
+    written = asyncio.run(write_dictionary(full.url, full.database))
+    assert "\n## steps\n" in written
+    assert written == TARGET.read_text("utf-8"), f"{TARGET} is out of date: run `make reference`"
 
 
 def test_a_step_comes_back_as_it_was_sent(full: Pool) -> None:
