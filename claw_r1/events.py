@@ -304,6 +304,8 @@ class Member(_Part):
     reason: str
     reward: float | None = None
     """Effective reward; None if it has none. Baselines use every rewarded member, also those without samples."""
+    source_reward: float | None = None
+    """What its sources say, where a decision says another reward; None: they say none, or no decision does."""
     samples: tuple[str, ...] = ()
     links: dict[str, int] = Field(default_factory=dict)
     """Steps of the trajectory by the kind of their link."""
@@ -341,6 +343,8 @@ class GroupReady(Event):
     max_version: int | None = None
     decisions: tuple[str, ...] = ()
     """fact_ids of the decisions that were in force, in order."""
+    curation: tuple[Decision, ...] = ()
+    """Every decision that was there but for notes, also void ones: a later one is read together with them."""
     partition: int
     pos: int
     at: float
@@ -369,13 +373,16 @@ class Outcome(Event):
     trajectory_uid: str | None = None
     fact_id: str | None = None
     """Of a late or invalid fact."""
+    batch: int | None = None
+    """Of a decision that a trainer calls late: the batch that its group is in."""
     outcome: Literal["emitted", "discarded", "held", "late", "closed"]
     """held: waits for review. closed (group only): every recipe has decided and the group is forgotten."""
     reason: str
     trajectories: tuple[str, ...] = ()
     """closed only: the trajectories that the group had; their later facts are late, others open the next round."""
-    partition: int
-    pos: int
+    partition: int | None = None
+    pos: int | None = None
+    """The stream worker's place on the events; None of what a trainer says, which stands with its cuts."""
     at: float
 
 
@@ -455,6 +462,14 @@ class GroupAdmitted(Event):
     at: float
 
 
+class CutDecision(_Part):
+    """A decision that came after its group was emitted and before it was cut: the cut applied it."""
+
+    fact_id: str
+    offset: int
+    """On the recipe's topic."""
+
+
 class CutMember(_Part):
     """A group that a batch gets."""
 
@@ -463,6 +478,9 @@ class CutMember(_Part):
     offset: int
     """Of its GroupReady on the recipe's topic."""
     sample_ids: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    """Samples of the group that the batch does not get, since decisions took them out."""
+    decisions: tuple[CutDecision, ...] = ()
 
 
 class CutExclusion(_Part):
@@ -472,6 +490,7 @@ class CutExclusion(_Part):
     run_id: str
     offset: int
     reason: str
+    decisions: tuple[CutDecision, ...] = ()
 
 
 class BatchCut(Event):

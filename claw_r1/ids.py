@@ -43,6 +43,13 @@ def group_id(prompt_uid: str, round_: int, part: int = 1) -> str:
     return round_id if part == 1 else f"{round_id}+{part}"
 
 
+def split_group_id(name: str) -> tuple[str, int, int]:
+    """(prompt_uid, round, part) of a `group_id`: an id of a prompt holds neither `#` nor `+`."""
+    round_id, _, part = name.partition("+")
+    prompt_uid, _, round_ = round_id.partition("#")
+    return prompt_uid, int(round_ or 1), int(part or 1)
+
+
 def event_key(run_id: str, prompt_uid: str) -> bytes:
     """The Kafka key of every fact of a group, so that one partition holds and orders them all."""
     return f"{run_id}/{prompt_uid}".encode()

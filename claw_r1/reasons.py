@@ -111,11 +111,14 @@ OUTCOMES: Final = {
     "failed": "the trajectory ended as failed, and the recipe discards those",
     **{field.reason: f"the recipe's filter on {field.name} does not hold" for field in FIELDS},
     "idle": "the group was ready when nothing came for group.idle",
+    "in_batch": "a decision came too late: its group is in the batch that `batch` says",
     "incomplete": "a started step never arrived",
+    "left_out": "a decision came too late: the cut of the batch that `batch` says had left its group out",
     "max_age": "the group was ready at group.max_age",
     "never_opened": "no step, trajectory or group opened what the fact is about",
     "no_pair": "the best trajectory of the group is not better than the worst by more than pick.min_gap",
     "no_recipe": "no recipe concerned the group",
+    "not_emitted": "a decision came too late: what it would bring back was left out when its group was emitted",
     "not_ended": "the trajectory had not ended",
     "not_picked": "the recipe picks others of the group",
     "nothing_picked": "no trajectory of the group has a reward of pick.min_reward",
@@ -161,12 +164,17 @@ ANNOTATIONS: Final = {
 """`GroupReady.members.unused`: arrays that are not in any sample."""
 
 BATCH_EXCLUSIONS: Final = {
+    **{field.reason: f"since a later decision the recipe's filter on {field.name} does not hold" for field in FIELDS},
+    "no_pair": "by later decisions the best trajectory is not better than the worst by more than pick.min_gap",
     "no_reward": "a sample's trajectory has no reward",
     "no_trained_tokens": "every token of the group is masked",
+    "nothing_picked": "by later decisions no trajectory has a reward of pick.min_reward",
     "samples_missing": "the marker names samples that the topic does not hold",
     "stale": "a trained token is older than staleness.max_versions allows",
     "token_id_too_large": "a token id does not fit into a signed 32-bit integer",
+    "too_small": "later decisions leave fewer trajectories than group.min_size",
     "unknown_version": "a trained token's policy version is not known, and the recipe drops such groups",
+    "vetoed": "a person's decision takes the group out",
 }
 """`cut_members.reason`: a ready group that a batch does not get."""
 

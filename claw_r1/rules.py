@@ -222,6 +222,11 @@ def compile_python(condition: Condition) -> Callable[[Values], bool]:
     return holds
 
 
+def first_failing(filters: Iterable[Condition], level: Level, values: Values) -> Condition | None:
+    """The first condition of that level that does not hold."""
+    return next((c for c in filters if c.level == level and not compile_python(c)(values)), None)
+
+
 def _ask_list(found: Iterable[str], op: Op, wanted: Any) -> bool:
     texts = set(found)
     if op == "exists":

@@ -82,7 +82,7 @@ def all_topics(events_partitions: int = DEFAULT_EVENTS_PARTITIONS) -> list[Topic
         Topic(
             OUTCOMES, events_partitions, group, "Outcome, GroupCarried", _config(retention_days=30, append_time=True)
         ),
-        Topic(CUTS, 1, "recipe", "BatchCut, BatchTrained", _config(append_time=True)),
+        Topic(CUTS, 1, "recipe", "BatchCut, BatchTrained, Outcome", _config(append_time=True)),
         Topic(POLICY, 1, "run_id[/engine]", "Policy", _config(cleanup="compact", append_time=True)),
         Topic(
             ENGINES,

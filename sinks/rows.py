@@ -390,7 +390,9 @@ OUTCOMES = Table(
         _column("round", "u32"),
         _column("part", "u32"),
         *_RECIPE,
-        *_texts("trajectory_uid", "fact_id", "outcome", "reason"),
+        *_texts("trajectory_uid", "fact_id"),
+        _column("batch", "u64"),
+        *_texts("outcome", "reason"),
         *_DECIDED,
     ),
 )
@@ -421,6 +423,8 @@ CUT_MEMBERS = Table(
         _column("group_id", "text", "group.group_id"),
         _column("ready_offset", "u64", "group.offset"),
         _column("sample_ids", "texts", lambda member: getattr(member.group, "sample_ids", ())),
+        _column("left_out", "texts", lambda member: getattr(member.group, "left_out", ())),
+        _column("decisions", "texts", lambda member: [decision.fact_id for decision in member.group.decisions]),
     ),
 )
 TRAINED = Table(

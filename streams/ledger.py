@@ -50,6 +50,8 @@ class Ledger:
         closed: dict[Key, Closed] = {}
         emitted: dict[Round, set[str]] = {}
         for outcome in outcomes:
+            if outcome.pos is None:
+                continue  # not of a stream worker
             key = (outcome.run_id, outcome.prompt_uid)
             if outcome.outcome == "late" and outcome.fact_id is not None:
                 if outcome.recipe is not None:
@@ -73,6 +75,7 @@ class Ledger:
         return closed
 
     def _load_fate(self, outcome: Outcome, round_: Round, part: Part) -> None:
+        assert outcome.pos is not None
         if outcome.outcome == "held":
             self.held.setdefault(round_, {})[part] = outcome.at
             return

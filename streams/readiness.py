@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from claw_r1.curation import NOTHING, Curation, curate, list_in_force
 from claw_r1.errors import InvalidRecord
 from claw_r1.events import (
     Decision,
@@ -28,14 +29,14 @@ from claw_r1.events import (
     StepSpan,
 )
 from claw_r1.ids import derived_id, group_id
+from claw_r1.picking import pick
 from claw_r1.recipes import Recipe
+from claw_r1.rules import first_failing
 from streams.annotations import count_unused, lay, row_bytes
-from streams.curation import NOTHING, Curation, curate, list_in_force
 from streams.forest import Node
 from streams.join import DEFAULT_CHANNEL, RewardKey, TrajectoryState, effective_rewards, is_number, total
 from streams.merge import Merged, Row, merge_steps
-from streams.picking import pick
-from streams.rules import first_failing, group_values, trajectory_values
+from streams.rules import group_values, trajectory_values
 from streams.verdicts import ActiveRecipe, Discard, Emit, Hold, Nobody, Standing, Verdict, Wait, Written
 
 MAX_ROW_BYTES = 13 * 2**19
@@ -161,6 +162,8 @@ class _Settled:
     until: float = math.inf
     rewards: tuple[EffectiveReward, ...] = ()
     reward: float | None = None
+    source_reward: float | None = None
+    """What the sources say, where a decision says another."""
     rows: list[Row] = field(default_factory=list)
     curation: Curation = NOTHING
     label: str | None = None
@@ -317,6 +320,7 @@ def _reward(group: GroupState, recipe: Recipe, found: _Settled) -> bool:
     reward: float | None = None if missing and rule.on_missing != "zero" else total(weighted)
     override = found.curation.reward
     if override is not None:
+        found.source_reward = reward if is_number(reward) else None
         reward, missing = override.value, override.value is None
     found.reward = reward if is_number(reward) else None
     return missing
@@ -412,7 +416,14 @@ def _open_reason(settled: _Settled, deadline: str) -> str:
 def _discarded(settled: _Settled, reason: str) -> Member:
     uid = settled.trajectory.trajectory_uid
     masked = _mask_reasons(settled.rows)
-    return Member(trajectory_uid=uid, outcome="discarded", reason=reason, reward=settled.reward, mask_reasons=masked)
+    return Member(
+        trajectory_uid=uid,
+        outcome="discarded",
+        reason=reason,
+        reward=settled.reward,
+        source_reward=settled.source_reward,
+        mask_reasons=masked,
+    )
 
 
 def _mask_reasons(rows: Sequence[Row]) -> dict[str, int]:
@@ -448,6 +459,7 @@ def _emit(
                 outcome="emitted",
                 reason=one.reason,
                 reward=one.reward,
+                source_reward=one.source_reward,
                 samples=tuple(s.sample_id for s in mine),
                 mask_reasons=_mask_reasons(one.rows),
                 **_quality(group, one.trajectory),
@@ -474,6 +486,7 @@ def _emit(
         min_version=min(versions, default=None),
         max_version=max(versions, default=None),
         decisions=tuple(d.fact_id for d in list_in_force(group.decisions.values())),
+        curation=tuple(d for _, d in sorted(group.decisions.items()) if d.action != "note"),
         partition=partition,
         pos=pos,
         at=now,

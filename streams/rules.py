@@ -8,18 +8,12 @@ import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from claw_r1.curation import Curation
 from claw_r1.events import EffectiveReward, Step
-from claw_r1.rules import Condition, Level, compile_python
-from streams.curation import Curation
 from streams.join import TrajectoryState
 
 Versions = tuple[int, int] | None
 """Oldest and newest known policy version; None: no version is known."""
-
-
-def first_failing(filters: Iterable[Condition], level: Level, values: Mapping[str, Any]) -> Condition | None:
-    """The first condition of that level that does not hold."""
-    return next((c for c in filters if c.level == level and not compile_python(c)(values)), None)
 
 
 def trajectory_values(

@@ -13,6 +13,7 @@ from claw_r1.events import (
     BatchCut,
     BatchTrained,
     BlobRef,
+    CutDecision,
     CutExclusion,
     CutMember,
     Decision,
@@ -63,7 +64,16 @@ def a_cut(group: GroupReady, **over: Any) -> BatchCut:
         "recipe_version": 1,
         "run_id": group.run_id,
         "sequence": 1,
-        "members": (CutMember(group_id=group.group_id, run_id=group.run_id, offset=2, sample_ids=group.sample_ids),),
+        "members": (
+            CutMember(
+                group_id=group.group_id,
+                run_id=group.run_id,
+                offset=2,
+                sample_ids=group.sample_ids,
+                left_out=("left",),
+                decisions=(CutDecision(fact_id="decision", offset=3),),
+            ),
+        ),
         "excluded": (CutExclusion(group_id="old", run_id=group.run_id, offset=1, reason="stale"),),
         "start": 0,
         "cursor": 3,
@@ -193,6 +203,21 @@ def every_event(run: str, recipe: str = "test") -> list[Located]:
         (topics.DEMAND, a_demand(run_id=run, recipe=recipe)),
         (topics.DEMAND, GroupAdmitted(run_id=run, prompt_uid="p", channel="train", at=1.0)),
         (topics.CUTS, cut),
+        (
+            topics.CUTS,
+            Outcome(
+                outcome_id="late",
+                run_id=run,
+                prompt_uid="p1",
+                group_id="p1",
+                recipe=recipe,
+                fact_id="decision",
+                batch=1,
+                outcome="late",
+                reason="in_batch",
+                at=3.0,
+            ),
+        ),
         (
             topics.CUTS,
             BatchTrained(

@@ -3,16 +3,20 @@
 Pure. Invariants:
 - a cut takes a prefix of the ready order: every ready group up to its last member is in it, as a member or as an exclusion
   with a reason, so each ready group is in exactly one cut;
+- what people decided about a ready group before the cut is in it: applied, and named; every later decision about a group of a
+  cut is said to be late;
 - cuts and commits of a recipe are one history in log order; what is durable is never judged again.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from claw_r1.events import BatchCut, BatchTrained, CutExclusion, CutMember, Event
+from claw_r1.events import BatchCut, BatchTrained, CutDecision, CutExclusion, CutMember, Event, Outcome
+from claw_r1.ids import derived_id, split_group_id
 from claw_r1.recipes import Recipe, Staleness
-from trainer_adapter.groups import GroupKey, ReadyGroup, Remembered
+from trainer_adapter.decisions import LateDecision, list_futile
+from trainer_adapter.groups import HeldSample, Place, ReadyGroup, Remembered, TooLate
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,19 @@ class Selection:
         """Lowest offset that a replay reads."""
         return min(group.first_offset for group in self.members)
 
+    @property
+    def lacking(self) -> list[HeldSample]:
+        """Samples that have to be read again before the decisions about their groups can be applied."""
+        return [sample for group in self.groups for sample in group.lacking]
+
 
 def reason_against(group: ReadyGroup, staleness: Staleness, trained: int | None) -> str | None:
-    """Why a group may not be trained now (a key of groups.REASONS), or None.
+    """Why a group may not be trained now (a key of claw_r1.reasons.BATCH_EXCLUSIONS), or None.
 
     `trained` is the newest trained policy version; while there is none, nothing is stale.
     """
+    if group.refused is not None:
+        return group.refused
     if group.fault is not None:
         return group.fault
     if staleness.unknown == "drop" and any(sample.version_unknown for sample in group.samples):
@@ -78,6 +89,8 @@ def name_members(selection: Selection) -> tuple[CutMember, ...]:
             run_id=group.marker.run_id,
             offset=group.offset,
             sample_ids=tuple(sample.sample_id for sample in group.samples),
+            left_out=group.left_out,
+            decisions=_name_decisions(group),
         )
         for group in selection.members
     )
@@ -85,8 +98,61 @@ def name_members(selection: Selection) -> tuple[CutMember, ...]:
 
 def name_exclusions(selection: Selection) -> tuple[CutExclusion, ...]:
     return tuple(
-        CutExclusion(group_id=group.marker.group_id, run_id=group.marker.run_id, offset=group.offset, reason=reason)
+        CutExclusion(
+            group_id=group.marker.group_id,
+            run_id=group.marker.run_id,
+            offset=group.offset,
+            reason=reason,
+            decisions=_name_decisions(group),
+        )
         for group, reason in selection.excluded
+    )
+
+
+def _name_decisions(group: ReadyGroup) -> tuple[CutDecision, ...]:
+    return tuple(CutDecision(fact_id=late.decision.fact_id, offset=late.offset) for late in group.decisions)
+
+
+def call_late(recipe: str, too_late: Iterable[TooLate], at: float) -> list[Outcome]:
+    """The fate of decisions about groups that are in a cut: which batch has the group, or left it out."""
+    return [
+        _outcome(recipe, one.late, one.group_id, "in_batch" if one.place.trained else "left_out", one.place, at)
+        for one in too_late
+    ]
+
+
+def call_futile(recipe: str, selection: Selection, sequence: int, at: float) -> list[Outcome]:
+    """The fate of decisions about the cut's groups that would bring back what these were emitted without."""
+    futile = [
+        (group, {decision.fact_id for decision in list_futile(group.emitted, [d.decision for d in group.decisions])})
+        for group in selection.groups
+        if group.decisions
+    ]
+    return [
+        _outcome(recipe, late, group.marker.group_id, "not_emitted", Place(sequence, trained=True), at)
+        for group, fact_ids in futile
+        for late in group.decisions
+        if late.decision.fact_id in fact_ids
+    ]
+
+
+def _outcome(recipe: str, late: LateDecision, group_id: str, reason: str, place: Place, at: float) -> Outcome:
+    decision = late.decision
+    _, round_, part = split_group_id(group_id)
+    return Outcome(
+        outcome_id=derived_id("too-late", recipe, decision.run_id, group_id, decision.fact_id),
+        recipe=recipe,
+        run_id=decision.run_id,
+        prompt_uid=decision.prompt_uid,
+        group_id=group_id,
+        round=round_,
+        part=part,
+        trajectory_uid=decision.trajectory_uid,
+        fact_id=decision.fact_id,
+        batch=place.sequence,
+        outcome="late",
+        reason=reason,
+        at=at,
     )
 
 
@@ -126,7 +192,7 @@ class History:
         """Take in the recipe's record at `offset` of the cuts topic."""
         if isinstance(event, BatchCut):
             self.holder = event.holder
-            self.taken.add(keys_of(event))
+            self.taken.take(event)
             if event.sequence in self.cuts:
                 return
             self.cuts[event.sequence] = offset
@@ -138,12 +204,6 @@ class History:
             self.last_trained = event
             if self.newest is None or event.policy_version > self.newest.policy_version:
                 self.newest = event
-
-
-def keys_of(cut: BatchCut) -> list[GroupKey]:
-    """The groups that a cut takes, members and exclusions."""
-    members = [(member.run_id, member.group_id) for member in cut.members]
-    return members + [(exclusion.run_id, exclusion.group_id) for exclusion in cut.excluded]
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from claw_r1.bus import (
 )
 from claw_r1.codec import decode, encode
 from claw_r1.errors import RetryableError, UserError
-from claw_r1.events import BatchCut, BatchTrained, Event, Policy
+from claw_r1.events import BatchCut, BatchTrained, Event, Outcome, Policy
 from trainer_adapter.cut import History
 
 log = logging.getLogger("claw.trainer")
@@ -56,6 +56,12 @@ def cut_entry(cut: BatchCut) -> Entry:
 
 def trained_entry(trained: BatchTrained) -> Entry:
     return Entry(topics.CUTS, trained.recipe, trained)
+
+
+def fate_entry(fate: Outcome) -> Entry:
+    """What a trainer says of a decision stands with its cuts: the outcomes topic is the ledger of the stream workers."""
+    assert fate.recipe is not None
+    return Entry(topics.CUTS, fate.recipe, fate)
 
 
 def policy_entry(policy: Policy) -> Entry:

@@ -20,7 +20,7 @@ from claw_r1 import topics
 from claw_r1.bus import end_offsets, read_range, read_topic, start_consumer, stop_consumer
 from claw_r1.codec import decode
 from claw_r1.errors import InvalidRecord, RetryableError, UserError
-from claw_r1.events import GroupReady, Policy, RecipeActive, Sample
+from claw_r1.events import Decision, GroupReady, Policy, RecipeActive, Sample
 from claw_r1.recipes import Recipe
 from trainer_adapter.groups import Shelf
 
@@ -30,6 +30,7 @@ _POLL_MS = 500
 _LOOK_S = 0.1
 _CHUNK = 256
 _MAX_READY = 65_536
+_MAX_LATE = 65_536
 
 
 class Source:
@@ -71,6 +72,10 @@ class Source:
     @property
     def recipe_version(self) -> int:
         return max(self.recipes)
+
+    def recipe_of(self, version: int) -> Recipe:
+        """The recipe of a version; the newest if that one is not known."""
+        return self.recipes.get(version, self.recipe)
 
     def trained_version(self, run_id: str) -> int | None:
         """The newest version that a trainer of the run has announced."""
@@ -208,11 +213,13 @@ class Source:
             self.ended = active.recipe is None
 
     def _bound_shelf(self) -> None:
-        """Stop fetching groups while very many wait; the cut lets it go on."""
+        """Stop fetching groups while very many wait, or very many late decisions; the cut lets it go on."""
         assert self._tail is not None
         if self.shelf is None or not self.recipes:
             return
-        full = len(self.shelf.ready) >= max(_MAX_READY, 2 * self.recipe.batch.groups)
+        full = (
+            self.shelf.n_ready >= max(_MAX_READY, 2 * self.recipe.batch.groups) or len(self.shelf.too_late) >= _MAX_LATE
+        )
         paused = self._batches in self._tail.paused()
         if full and not paused:
             self._tail.pause(self._batches)
@@ -248,6 +255,7 @@ class Source:
         """Return when everything that is stable on the broker now was read. Raises RetryableError if that takes too long."""
         assert self._tail is not None
         assert self._probe is not None
+        self._bound_shelf()
         tail = self._tail
         partitions = tail.assignment() - tail.paused()
         try:
@@ -271,29 +279,29 @@ class Source:
             raise RetryableError(f"{self._batches.topic} does not tell its offsets: {error!r}") from error
 
     async def load(
-        self, start: int, end: int, *, samples: Collection[str], markers: Collection[int]
-    ) -> tuple[dict[str, Sample], dict[int, GroupReady]]:
-        """Samples by id and markers by offset, read again from [start, end) of the topic; the first of an id counts.
+        self, start: int, end: int, *, samples: Collection[str], offsets: Collection[int] = ()
+    ) -> tuple[dict[str, Sample], dict[int, GroupReady | Decision]]:
+        """Samples by id, markers and decisions by offset, read again from [start, end) of the topic; the first of an id counts.
 
         Raises UserError if the topic no longer holds one of them.
         """
         found: dict[str, Sample] = {}
-        found_markers: dict[int, GroupReady] = {}
+        found_others: dict[int, GroupReady | Decision] = {}
 
         def keep(record: ConsumerRecord) -> None:
             event = decode(record.headers, record.value)
             if isinstance(event, Sample) and event.sample_id in samples:
                 found.setdefault(event.sample_id, event)
-            elif isinstance(event, GroupReady) and record.offset in markers:
-                found_markers[record.offset] = event
+            elif isinstance(event, GroupReady | Decision) and record.offset in offsets:
+                found_others[record.offset] = event
 
         await self._read_again(start, end, keep)
-        if missing := (set(samples) - found.keys()) or (set(markers) - found_markers.keys()):
+        if missing := (set(samples) - found.keys()) or (set(offsets) - found_others.keys()):
             raise UserError(
                 f"{self._batches.topic} no longer holds what the batch needs between offsets {start} and {end} (for "
                 f"instance {next(iter(missing))}): the topic was trimmed. Seek to a later batch."
             )
-        return found, found_markers
+        return found, found_others
 
     async def _read_again(self, start: int, end: int, keep: Callable[[ConsumerRecord], None]) -> None:
         reader = await start_consumer(self._kafka, client_id=f"claw-trainer-{self._name}-reader")

@@ -17,13 +17,23 @@ from types import TracebackType
 from typing import Self
 
 from claw_r1.errors import DependencyUnreachable, RetryableError, UserError
-from claw_r1.events import BatchCut, BatchTrained, GroupReady, Policy, Sample
+from claw_r1.events import BatchCut, BatchTrained, CutMember, Decision, GroupReady, Outcome, Policy, Sample
 from claw_r1.ids import derived_id
 from trainer_adapter.batch import TrainingBatch, build_columns
-from trainer_adapter.cut import Selection, Waiting, explain_wait, name_exclusions, name_members, select
+from trainer_adapter.cut import (
+    Selection,
+    Waiting,
+    call_futile,
+    call_late,
+    explain_wait,
+    name_exclusions,
+    name_members,
+    select,
+)
+from trainer_adapter.decisions import curate_group
 from trainer_adapter.demand import Demander, Stock
-from trainer_adapter.groups import Shelf
-from trainer_adapter.ledger import Ledger, cut_entry, policy_entry, trained_entry
+from trainer_adapter.groups import HeldSample, ReadyGroup, Shelf
+from trainer_adapter.ledger import Entry, Ledger, cut_entry, fate_entry, policy_entry, trained_entry
 from trainer_adapter.source import Source
 
 log = logging.getLogger("claw.trainer")
@@ -188,7 +198,7 @@ class AsyncBatchStream:
         shelf, source = self._open_shelf(), self._source
         return explain_wait(
             source.recipe,
-            shelf.ready,
+            self._ready(),
             self.policy_version,
             sequence=self._ledger.history.last_sequence + 1,
             strays=shelf.strays,
@@ -205,6 +215,10 @@ class AsyncBatchStream:
             cut=self._ledger.history.untrained(self._position),
             ended=source.ended or self._ledger.lost,
         )
+
+    def _ready(self) -> list[ReadyGroup]:
+        """The groups that no cut has, as people's decisions leave them."""
+        return self._open_shelf().decide(self._source.recipe_of)
 
     def _open_shelf(self) -> Shelf:
         if self._shelf is None:
@@ -253,12 +267,15 @@ class AsyncBatchStream:
             self._open_shelf().settle(last.cursor)
 
     async def _select(self, end: float | None, timeout: float | None) -> Selection:
-        shelf, source = self._open_shelf(), self._source
+        source = self._source
         while True:
-            if select(shelf.ready, source.recipe, self.policy_version) is not None:
+            if self._choose() is not None:
                 await source.catch_up()
-                if (selection := select(shelf.ready, source.recipe, self.policy_version)) is not None:
-                    return selection
+                while (selection := self._choose()) is not None:
+                    if not selection.lacking:
+                        return selection
+                    self._open_shelf().fill(await self._load(selection.lacking))
+            await self._answer()
             tell = time.monotonic() + _TELL_S
             try:
                 await source.changed(tell if end is None else min(tell, end))
@@ -269,10 +286,32 @@ class AsyncBatchStream:
                     raise NoBatchYet(f"no batch within {timeout:g} s: {why}", waiting) from None
                 log.info("waiting for groups", extra={"recipe": self._name, "why": why})
 
+    def _choose(self) -> Selection | None:
+        return select(self._ready(), self._source.recipe, self.policy_version)
+
+    async def _answer(self) -> None:
+        """Say of decisions that came too late that they did, though there is no cut or commit to say it with."""
+        if fates := self._fates():
+            await self._ledger.append(fates)
+            self._forget(fates)
+
+    def _fates(self) -> list[Entry]:
+        """What is to be said of decisions that came too late."""
+        too_late = self._open_shelf().too_late.values()
+        return [fate_entry(fate) for fate in call_late(self._name, too_late, time.time())]
+
+    def _forget(self, fates: list[Entry]) -> None:
+        """These were said."""
+        said = self._open_shelf().too_late
+        for entry in fates:
+            if isinstance(entry.event, Outcome) and entry.event.fact_id is not None:
+                said.pop((entry.event.fact_id, entry.event.group_id), None)
+
     async def _cut(self, selection: Selection) -> AsyncBatch:
         shelf, history = self._open_shelf(), self._ledger.history
         recipe, version = self._source.recipe, self._source.recipe_version
         trained = self.policy_version
+        fates = self._fates()
         bodies = await self._bodies(selection)
         pairs = [(g.marker, [bodies[s.sample_id] for s in g.samples]) for g in selection.members]
         sequence = history.last_sequence + 1
@@ -303,31 +342,33 @@ class AsyncBatchStream:
             holder=self._holder,
             at=time.time(),
         )
-        await self._ledger.append([cut_entry(cut)])
+        futile = [fate_entry(fate) for fate in call_futile(self._name, selection, sequence, cut.at)]
+        await self._ledger.append([cut_entry(cut), *fates, *futile])
         shelf.settle(cut.cursor)
+        self._forget(fates)
         return self._hand_out(cut, columns)
 
     async def _bodies(self, selection: Selection) -> dict[str, Sample]:
         """Every member's samples by id, read again where memory did not hold them."""
         held = [sample for group in selection.members for sample in group.samples]
         bodies = {sample.sample_id: sample.body for sample in held if sample.body is not None}
-        absent = [sample for sample in held if sample.body is None]
-        if absent:
-            first, last = min(s.offset for s in absent), max(s.offset for s in absent)
-            again, _ = await self._source.load(first, last + 1, samples={s.sample_id for s in absent}, markers=())
-            bodies |= again
+        return bodies | await self._load([sample for sample in held if sample.body is None])
+
+    async def _load(self, absent: list[HeldSample]) -> dict[str, Sample]:
+        if not absent:
+            return {}
+        first, last = min(s.offset for s in absent), max(s.offset for s in absent)
+        bodies, _ = await self._source.load(first, last + 1, samples={s.sample_id for s in absent})
         return bodies
 
     async def _replay(self, sequence: int) -> AsyncBatch:
         """The batch of a cut, read again from the topic, the same in every byte."""
         cut = await self._ledger.read_cut(sequence)
-        wanted = {sample_id for member in cut.members for sample_id in member.sample_ids}
-        offsets = {member.offset for member in cut.members}
-        bodies, markers = await self._source.load(cut.needs, max(offsets) + 1, samples=wanted, markers=offsets)
-        pairs: list[tuple[GroupReady, list[Sample]]] = [
-            (markers[member.offset], [bodies[sample_id] for sample_id in member.sample_ids]) for member in cut.members
-        ]
-        recipe = self._source.recipes.get(cut.recipe_version, self._source.recipe)
+        wanted = {sample_id for member in cut.members for sample_id in (*member.sample_ids, *member.left_out)}
+        offsets = {offset for m in cut.members for offset in (m.offset, *(d.offset for d in m.decisions))}
+        bodies, others = await self._source.load(cut.needs, max(offsets) + 1, samples=wanted, offsets=offsets)
+        pairs = [self._make_again(member, bodies, others) for member in cut.members]
+        recipe = self._source.recipe_of(cut.recipe_version)
         batch = self._hand_out(cut, build_columns(pairs, recipe.algorithm))
         if batch.digest != cut.digest:
             raise UserError(
@@ -335,6 +376,19 @@ class AsyncBatchStream:
                 f"{batch.digest[:16]}, the cut says {cut.digest[:16]}. Was it cut by another version of this package?"
             )
         return batch
+
+    def _make_again(
+        self, member: CutMember, bodies: dict[str, Sample], others: dict[int, GroupReady | Decision]
+    ) -> tuple[GroupReady, list[Sample]]:
+        """A group of a cut as the cut saw it: with the decisions that it names, whatever was decided since."""
+        marker = others[member.offset]
+        assert isinstance(marker, GroupReady)
+        if not member.decisions:
+            return marker, [bodies[sample_id] for sample_id in member.sample_ids]
+        later = [event for named in member.decisions if isinstance(event := others[named.offset], Decision)]
+        samples = [bodies[sample_id] for sample_id in marker.sample_ids]
+        curated = curate_group(marker, samples, later, self._source.recipe_of(marker.recipe_version))
+        return curated.marker, list(curated.samples)
 
     def _hand_out(self, cut: BatchCut, columns: dict[str, object]) -> AsyncBatch:
         head = {
@@ -385,7 +439,9 @@ class AsyncBatchStream:
                         holder=self._holder,
                         at=time.time(),
                     )
-                    await self._ledger.append([trained_entry(trained), policy_entry(_policy_of(trained))])
+                    fates = self._fates()
+                    await self._ledger.append([trained_entry(trained), policy_entry(_policy_of(trained)), *fates])
+                    self._forget(fates)
                     self._position = batch.sequence
                     return
                 except _AWAY as error:

@@ -60,7 +60,7 @@ def decide(
     ] = None,
     database: Annotated[str | None, typer.Option("--database", help="With --where: database of the pool.")] = None,
 ) -> None:
-    """Write decisions to the log: before their group is emitted they change it, afterwards its recipes are told."""
+    """Write decisions to the log: they change what is trained until a batch has their group, and are late afterwards."""
     if (prompt is None) == (not where):
         raise typer.BadParameter("say which: --prompt PROMPT, or --where CONDITION", param_hint="--prompt")
     if (step is not None and trajectory is None) or (trajectory is not None and prompt is None):

@@ -17,7 +17,6 @@ from claw_r1.cli.reference import _recipe_fields
 from claw_r1.recipes import Recipe
 from claw_r1.settings import OTHER_VARIABLES, PROCESSES
 from tests.architecture.sources import ROOT, name_of, parse, source_files
-from trainer_adapter.groups import REASONS
 
 REFERENCE = (ROOT / "docs/reference.md").read_text("utf-8")
 REASONED = ("why_masked", "fault", "reason_against")
@@ -156,7 +155,3 @@ def test_every_reason_that_is_written_is_explained(path: Path) -> None:
 def test_the_search_finds_reasons() -> None:
     found = {reason for path in source_files() for reason in written_reasons(parse(path))}
     assert {"too_large", "no_log_probs", "incomplete", "not_recorded", "no_usage", "tombstone", "straggler"} <= found
-
-
-def test_exclusions_from_a_batch_are_explained_where_they_are_judged_and_here() -> None:
-    assert REASONS == reasons.BATCH_EXCLUSIONS

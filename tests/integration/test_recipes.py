@@ -48,13 +48,14 @@ async def play(kafka: str, first: Path, second: Path) -> tuple[Emitted, list[Dec
     await send(kafka, a_group((1.0, 0.0), prompt_uid="a"))
     await send(kafka, a_group((0.5, 0.5), prompt_uid="flat"))
     await wait_for_groups(kafka, "curated", 1)
-    claw(kafka, "decide", "tag", "--prompt", "a", "--value", "seen", "--author", "ada")  # too late
+    claw(kafka, "decide", "tag", "--prompt", "a", "--value", "seen", "--author", "ada")  # behind it
     claw(kafka, "recipes", "apply", str(second))
     await send(kafka, a_group((0.5, 0.5), prompt_uid="flat-again"))
     await wait_for_groups(kafka, "curated", 2)
     async with AsyncBatchStream("curated", kafka=kafka, timeout=60) as stream:
         batch = await anext(aiter(stream))
     forwarded = [e for e in await read(kafka, topics.batch_topic("curated")) if isinstance(e, Decision)]
+    assert [[d.fact_id for d in member.decisions] for member in batch.cut.members] == [[forwarded[0].fact_id], []]
     return await read_emitted(kafka, "curated"), forwarded, batch.advantage.tolist()
 
 

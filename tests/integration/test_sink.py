@@ -106,6 +106,16 @@ def test_a_step_comes_back_as_it_was_sent(full: Pool) -> None:
     assert tokens["rollout_log_probs"] == [-0.5, -0.5]
 
 
+def test_a_decision_is_found_in_its_cut_or_as_late(full: Pool) -> None:
+    members = full.rows("SELECT decisions, left_out, taken FROM cut_members FINAL WHERE run_id = 'full' ORDER BY taken")
+    assert members == [
+        {"decisions": [], "left_out": [], "taken": False},
+        {"decisions": ["decision"], "left_out": ["left"], "taken": True},
+    ]
+    late = full.rows("SELECT fact_id, reason, batch, input_partition, pos FROM outcomes FINAL WHERE batch IS NOT NULL")
+    assert late == [{"fact_id": "decision", "reason": "in_batch", "batch": 1, "input_partition": None, "pos": None}]
+
+
 def test_views_restore_contexts_rewards_funnel_and_lineage(full: Pool) -> None:
     first, second = full.rows("SELECT * FROM contexts(trajectory_uid = 'p1-t0') WHERE run_id = 'full'")
     assert (first["prompt_ids"], first["response_ids"]) == ([1, 2, 3], [4, 5])
@@ -116,7 +126,11 @@ def test_views_restore_contexts_rewards_funnel_and_lineage(full: Pool) -> None:
     rewards = full.rows("SELECT source, value FROM effective_rewards WHERE run_id = 'full' ORDER BY source")
     assert rewards == [{"source": "format", "value": 0.25}, {"source": "reward", "value": 1.0}]
     funnel = full.rows("SELECT about, outcomes FROM outcome_funnel WHERE run_id = 'full' ORDER BY about")
-    assert funnel == [{"about": "group", "outcomes": 1}, {"about": "trajectory", "outcomes": 2}]
+    assert funnel == [
+        {"about": "fact", "outcomes": 1},
+        {"about": "group", "outcomes": 1},
+        {"about": "trajectory", "outcomes": 2},
+    ]
     (line,) = full.rows("SELECT * FROM lineage WHERE run_id = 'full'")
     assert (line["batch_id"], line["group_id"], line["step_id"]) == ("full-batch-1", "p1", first["step_id"])
     assert (line["start"], line["end"], line["trained_policy_version"]) == (3, 5, 2)

@@ -272,7 +272,7 @@ async def check(kafka: str, log: Log) -> None:
         if o.outcome == "late":
             late.setdefault(o.prompt_uid, set()).add(o.fact_id)
     for group, facts in by_group.items():
-        _check_explained(group, facts, closed[group].pos, late.get(group, set()))
+        _check_explained(group, facts, closed[group].pos or 0, late.get(group, set()))
     await _check_dead_letters(kafka, log, by_group)
 
 

@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from claw_r1.events import BatchCut, BatchTrained
+from claw_r1.events import BatchCut, BatchTrained, Decision
+from claw_r1.ids import derived_id
 from claw_r1.local.broker import broker_answers, prepare_broker
 from claw_r1.local.ports import find_port
 from tests.conftest import Stack, wait_until
@@ -32,16 +34,20 @@ def run_trainer(stand: AdapterStand, checkpoint: Path, batches: int, point: str 
 
 def test_a_killed_trainer_trains_what_an_undisturbed_one_does(stack: Stack, tmp_path: Path) -> None:
     batches = len(POINTS)
+    rules: dict[str, Any] = {"batch": {"groups": 2}, "group": {"size": 2, "min_size": 1}}
 
     async def body() -> None:
         async with (
-            an_adapter_stand(stack.kafka, batch={"groups": 2}) as quiet,
-            an_adapter_stand(stack.kafka, batch={"groups": 2}) as killed,
+            an_adapter_stand(stack.kafka, **rules) as quiet,
+            an_adapter_stand(stack.kafka, **rules) as killed,
         ):
             groups = [quiet.group(number, mask=(0, 0, 0, 1) if number % 3 else (0,) * 4) for number in range(24)]
             await quiet.publish(*groups)
             for group in groups:
                 await killed.publish(group)
+            for stand in (quiet, killed):
+                for said in some_decisions(quiet.recipe.run_id):
+                    await stand.send(stand.topic, said, f"{said.run_id}/{said.prompt_uid}")
             assert await asyncio.to_thread(run_trainer, quiet, tmp_path / "quiet", batches) == 0
             for at, point in enumerate(POINTS, start=1):
                 status = await asyncio.to_thread(run_trainer, killed, tmp_path / "killed", batches, point, at)
@@ -49,6 +55,7 @@ def test_a_killed_trainer_trains_what_an_undisturbed_one_does(stack: Stack, tmp_
             await asyncio.to_thread(run_trainer, killed, tmp_path / "killed", batches)
             assert json.loads((tmp_path / "killed").read_text()) == json.loads((tmp_path / "quiet").read_text())
             assert cuts_of(await killed.history()) == cuts_of(await quiet.history())
+            assert "g4" in [name for _, _, _, excluded in cuts_of(await killed.history()) for name in excluded]
             commits = [event for event in await killed.history() if isinstance(event, BatchTrained)]
             versions = [commit.policy_version for commit in commits]
             assert versions == sorted(set(versions))
@@ -57,6 +64,16 @@ def test_a_killed_trainer_trains_what_an_undisturbed_one_does(stack: Stack, tmp_
             assert [policy.version for policy in await killed.policies()][-1] == versions[-1]
 
     asyncio.run(body())
+
+
+def some_decisions(run: str) -> list[Decision]:
+    said: list[dict[str, Any]] = [
+        {"action": "veto", "prompt_uid": "g4"},
+        {"action": "veto", "prompt_uid": "g7", "trajectory_uid": "g7-t0"},
+        {"action": "override_reward", "prompt_uid": "g10", "trajectory_uid": "g10-t1", "value": 2.5},
+    ]
+    head = {"run_id": run, "at": 1.0, "author": "ada"}
+    return [Decision.model_validate(head | {"fact_id": derived_id(str(about))} | about) for about in said]
 
 
 def cuts_of(history: list[BatchCut | BatchTrained]) -> list[tuple[int, str, list[str], list[str]]]:

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from claw_r1 import topics
 from claw_r1.errors import UserError
-from claw_r1.ids import check_id, derived_id, event_key, group_id, new_id
+from claw_r1.ids import check_id, derived_id, event_key, group_id, new_id, split_group_id
 from claw_r1.recipes import Recipe
 from claw_r1.settings import GatewaySettings, SinksSettings
 from tests.factories import a_recipe
@@ -36,6 +36,12 @@ def test_derived_ids_tell_their_parts_apart(a: list[str], b: list[str]) -> None:
 
 
 def test_rounds_name_groups() -> None:
+    assert [split_group_id(group_id("p", round_, part)) for round_, part in ((1, 1), (12, 1), (1, 2), (3, 2))] == [
+        ("p", 1, 1),
+        ("p", 12, 1),
+        ("p", 1, 2),
+        ("p", 3, 2),
+    ]
     assert group_id("p", 1) == "p"
     assert group_id("p", 2) == "p#2"
     assert event_key("r", "p") == b"r/p"

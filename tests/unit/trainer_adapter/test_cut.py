@@ -7,19 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claw_r1.events import BatchCut, BatchTrained, Event, GroupReady, Reward, Sample
+from claw_r1.reasons import BATCH_EXCLUSIONS
 from claw_r1.recipes import Recipe, Staleness
 from tests.factories import a_ready_group, a_recipe, a_reward
 from trainer_adapter.cut import (
     History,
     Selection,
     explain_wait,
-    keys_of,
     name_exclusions,
     name_members,
     reason_against,
     select,
 )
-from trainer_adapter.groups import REASONS, ReadyGroup, Remembered, Shelf
+from trainer_adapter.groups import ReadyGroup, Remembered, Shelf, places_of
 
 Log = list[Event]
 
@@ -63,7 +63,7 @@ class Trainer:
         self.log, self.recipe, self.cuts = log, recipe, history
         taken = Remembered()
         for cut in history:
-            taken.add(keys_of(cut))
+            taken.take(cut)
         last = history[-1] if history else None
         self.next = 0 if last is None or last.resume is None else last.resume
         self.shelf = Shelf(taken, floor=0 if last is None else last.cursor, max_bytes=max_bytes)
@@ -80,7 +80,7 @@ class Trainer:
             return False
         cut = a_cut(len(self.cuts) + 1, selection, self.shelf)
         self.cuts.append(cut)
-        self.taken.add(keys_of(cut))
+        self.taken.take(cut)
         self.shelf.settle(cut.cursor)
         return True
 
@@ -141,7 +141,7 @@ def test_every_ready_group_up_to_the_cursor_is_in_exactly_one_cut(log: Log) -> N
         name: log.index(next(e for e in log if isinstance(e, GroupReady) and e.group_id == name)) for name in order
     }
     cursor = cuts[-1].cursor if cuts else 0
-    in_cuts = [group_id for cut in cuts for _, group_id in keys_of(cut)]
+    in_cuts = [group_id for cut in cuts for _, group_id in places_of(cut)]
     assert sorted(in_cuts) == sorted(name for name in order if first[name] < cursor)
     members = [member.group_id for cut in cuts for member in cut.members]
     assert members == [name for name in order if name in members]
@@ -178,7 +178,7 @@ def a_ready(**over: Any) -> ReadyGroup:
 )
 def test_reasons(over: dict[str, Any], staleness: dict[str, Any], newest: int | None, reason: str | None) -> None:
     assert reason_against(a_ready(**over), Staleness.model_validate(staleness), newest) == reason
-    assert reason is None or reason in REASONS
+    assert reason is None or reason in BATCH_EXCLUSIONS
 
 
 def test_missing_samples_and_rewards_are_faults() -> None:
@@ -215,8 +215,9 @@ def test_bounds_hold() -> None:
     assert shelf.counts["stray_sample"] == 6
     assert shelf.held_bytes <= 5000
     remembered = Remembered(bound=2)
-    remembered.add([("r", "a"), ("r", "b"), ("r", "c")])
-    assert [("r", name) in remembered for name in "abc"] == [False, True, True]
+    for sequence, name in enumerate("abc", 1):
+        remembered.take(a_cut(sequence, Selection((a_ready(group_id=name),), ()), shelf))
+    assert [("default", name) in remembered for name in "abc"] == [False, True, True]
 
 
 def test_bytes_are_given_back() -> None:

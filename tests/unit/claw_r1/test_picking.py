@@ -1,7 +1,7 @@
 """Of a ready group the recipe picks what is trained."""
 
+from claw_r1.picking import Picked, pick
 from claw_r1.recipes import PickRule
-from streams.picking import Picked, pick
 
 REWARDS = {"a": 0.5, "b": 1.0, "c": 1.0, "d": 0.0}
 

@@ -5,8 +5,8 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from claw_r1.curation import NOTHING, Override, curate, list_in_force
 from claw_r1.events import Decision
-from streams.curation import NOTHING, Override, curate, list_in_force
 from tests.unit.streams.partition_log import a_decision, some_decisions
 
 
