@@ -61,7 +61,8 @@ PRESETS: Final[Mapping[str, Preset]] = {
             "ppo",
             "Proximal Policy Optimization Algorithms",
             "https://arxiv.org/abs/1707.06347",
-            "Advantages come from the trainer's critic, so that a group needs one trajectory only.",
+            "Advantages come from the trainer's critic, or from the annotation `values` where the recipe requires it: a group "
+            "needs one trajectory only.",
             defaults={"group": {"size": 1}},
         ),
         Preset(

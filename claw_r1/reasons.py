@@ -165,7 +165,9 @@ ANNOTATIONS: Final = {
 
 BATCH_EXCLUSIONS: Final = {
     **{field.reason: f"since a later decision the recipe's filter on {field.name} does not hold" for field in FIELDS},
-    "no_pair": "by later decisions the best trajectory is not better than the worst by more than pick.min_gap",
+    "annotation_missing": "a sample lacks an array that the recipe requires now",
+    "no_label": "a sample is neither desirable nor undesirable, and the algorithm is kto",
+    "no_pair": "the group has no chosen and rejected trajectory, by later decisions or since another version emitted it",
     "no_reward": "a sample's trajectory has no reward",
     "no_trained_tokens": "every token of the group is masked",
     "nothing_picked": "by later decisions no trajectory has a reward of pick.min_reward",

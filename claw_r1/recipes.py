@@ -5,7 +5,7 @@ Recipes are facts: applied at run time, versioned, and a version judges the grou
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
@@ -159,10 +159,12 @@ class Recipe(_Part):
     """A preset: it fills in what the recipe does not say."""
     rows: Literal["sample", "step"] = "sample"
     """A training row is a chain of steps, or one step with its whole prompt."""
+    gae: Literal["token", "step"] = "token"
+    """ppo with required `values`: what is one action of generalised advantage estimation."""
     gamma: float = Field(1.0, ge=0, le=1)
-    """rows step: discount of a later step's reward."""
+    """ppo, rows step: discount of a later action's reward."""
     lam: float = Field(1.0, ge=0, le=1)
-    """rows step: decay of generalised advantage estimation over steps."""
+    """ppo, rows step: decay of generalised advantage estimation over actions."""
     group: GroupRule = GroupRule()
     rewards: RewardRule = RewardRule()
     annotations: AnnotationRule = AnnotationRule()
@@ -194,8 +196,8 @@ class Recipe(_Part):
             )
         if self.pick.how == "pair" and self.group.least < 2:
             raise ValueError("group.min_size is 1, and a pair needs two trajectories")
-        if self.rows == "sample" and (self.gamma, self.lam) != (1.0, 1.0):
-            raise ValueError("gamma and lam are of rows: step, and rows is sample")
+        if self.rows == "sample" and self.algorithm != "ppo" and (self.gamma, self.lam) != (1.0, 1.0):
+            raise ValueError(f"gamma and lam are of ppo and of rows: step; this is {self.algorithm} with rows: sample")
         for name in ("allow", "filters"):
             if len({repr(one) for one in getattr(self, name)}) != len(getattr(self, name)):
                 raise ValueError(f"{name} names one thing twice")
@@ -205,18 +207,14 @@ class Recipe(_Part):
         return self.run_id == run_id and self.channel == channel
 
 
-TRAINED: Final = ("grpo", "dapo", "rloo", "reinforce", "gspo", "sft")
-"""Algorithms whose batches the trainer adapter makes."""
-
-
 def list_unhonoured(recipe: Recipe) -> list[str]:
     """What the recipe asks for and the trainer adapter does not do yet: sentences that begin with the field's name.
 
     Such a recipe is a valid one, and the streams judge groups by it; but its batches would not be what it says.
     """
     asked = {
-        f"algorithm: the trainer adapter makes no batches for {recipe.algorithm} yet; it does for {', '.join(TRAINED)}": (
-            recipe.algorithm not in TRAINED
+        "annotations.required: advantages of distill are made of teacher_log_probs; name it": (
+            recipe.algorithm == "distill" and "teacher_log_probs" not in recipe.annotations.required
         ),
         "rows: the trainer adapter has no rows of one step yet; write sample": recipe.rows != "sample",
         "staleness.mode: the trainer adapter does not mask stale tokens yet; write drop_group": (

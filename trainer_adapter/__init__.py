@@ -1,6 +1,6 @@
 """Training-ready batches for a trainer: read by recipe, durable before they are handed out, acknowledged after the step."""
 
-from trainer_adapter.batch import Group, TrainingBatch
+from trainer_adapter.batch import Group, NoColumn, TrainingBatch
 from trainer_adapter.ledger import Superseded
 from trainer_adapter.stream import AsyncBatch, AsyncBatchStream, NoBatchYet
 from trainer_adapter.sync import Batch, BatchStream
@@ -12,6 +12,7 @@ __all__ = [
     "BatchStream",
     "Group",
     "NoBatchYet",
+    "NoColumn",
     "Superseded",
     "TrainingBatch",
 ]

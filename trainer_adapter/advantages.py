@@ -61,4 +61,4 @@ BY_ALGORITHM: dict[str, Advantages] = {
     "reinforce": reinforce,
     "sft": sft,
 }
-"""The algorithms of recipes whose batches are made; dapo (arXiv 2503.14476) and gspo (arXiv 2507.18071) have GRPO's."""
+"""The algorithms that have an advantage by trajectory; dapo (arXiv 2503.14476) and gspo (arXiv 2507.18071) have GRPO's."""

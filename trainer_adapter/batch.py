@@ -14,11 +14,18 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from claw_r1.algorithms import PRESETS
 from claw_r1.codec import unpack_floats, unpack_ids, unpack_mask
+from claw_r1.errors import UserError
 from claw_r1.events import BlobRef, ExpertsSpan, GroupReady, Sample, StepSpan, VersionSpan
 from trainer_adapter import advantages
+from trainer_adapter.credit import Course, Gae, estimate, list_courses, place_rewards, subtract_rollout
 
 Json = dict[str, Any]
+
+
+class NoColumn(UserError, AttributeError):
+    """The batch's algorithm has no such column, or the recipe does not ask for what it is made of."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class TrainingBatch:
     batch_id: str
     recipe: str
     recipe_version: int
+    algorithm: str
+    """The recipe's; it says which of the columns below there are."""
     run_id: str
     sequence: int
     """Batches of a recipe count from 1; a sequence keeps its batch for ever."""
@@ -68,8 +77,10 @@ class TrainingBatch:
 
     reward: NDArray[np.float32]
     """float32 [n]: the trajectory's effective reward under the recipe's weights."""
-    advantage: NDArray[np.float32]
-    """float32 [n]: the trajectory's advantage within its group, by the recipe's algorithm."""
+    trajectory_advantages: NDArray[np.float32] | None
+    """What `advantage` gives; None where the algorithm has none by trajectory."""
+    token_advantages: NDArray[np.float32] | None
+    """float32 [T]: what `advantages` gives of ppo with values, and of distill; None elsewhere."""
     loss_weight: NDArray[np.float32]
     """float32 [n]: the sample's share of its trajectory's trained tokens; the shares of a trajectory add up to 1.
 
@@ -96,6 +107,12 @@ class TrainingBatch:
     version_spans: tuple[tuple[VersionSpan, ...], ...]
     """[n]: which weights sampled which tokens, positions counted within the sample."""
     reward_components: tuple[dict[str, float], ...]
+    labels: tuple[str | None, ...]
+    """[n]: what the recipe's pick or a decision calls the trajectory: chosen, rejected; desirable, undesirable; any text."""
+    tags: tuple[tuple[str, ...], ...]
+    """[n]: tags of decisions."""
+    quality: tuple[float | None, ...]
+    """[n]: what decisions say."""
     metadata: tuple[Json, ...]
     annotations: dict[str, NDArray[np.float32]]
     """By name float32 [T]: arrays such as `ref_log_probs` and `values` of the names that every sample has on all its trained
@@ -129,12 +146,87 @@ class TrainingBatch:
         """A sample column [n] repeated over each sample's tokens, [T]."""
         return np.repeat(column, self.lengths)
 
+    @property
+    def advantage(self) -> NDArray[np.float32]:
+        """float32 [n]: the trajectory's advantage within its group. Of grpo, dapo, gspo, rloo, reinforce and sft; NoColumn of
+        others."""
+        if self.trajectory_advantages is None:
+            instead = _INSTEAD[self.algorithm] if self.token_advantages is None else "it has `advantages`, by token"
+            raise NoColumn(f"a batch of {self.algorithm} has no advantage by trajectory: {instead}")
+        return self.trajectory_advantages
+
     @cached_property
     def advantages(self) -> NDArray[np.float32]:
-        """float32 [T]: the sample's advantage on trained tokens, 0.0 elsewhere. Made when first asked for."""
-        out = self.per_token(self.advantage)
+        """float32 [T]: advantages on trained tokens, 0.0 elsewhere.
+
+        Of ppo by generalised advantage estimation where the recipe requires `values`; of distill the teacher's less the
+        rollout's log-prob; of dpo, kto, and ppo without values NoColumn; of others the sample's advantage.
+        """
+        if self.token_advantages is not None:
+            return self.token_advantages
+        if self.trajectory_advantages is None:
+            raise NoColumn(f"a batch of {self.algorithm} has no advantages: {_INSTEAD[self.algorithm]}")
+        out = self.per_token(self.trajectory_advantages)
         out *= self.loss_mask
         return _read_only(out)
+
+    @cached_property
+    def _courses(self) -> list[Course]:
+        return list_courses(self.offsets, self.loss_mask, self.spans, self.trajectory_index)
+
+    @cached_property
+    def token_rewards(self) -> NDArray[np.float32]:
+        """float32 [T]: a step's own reward at its last trained token, and at the trajectory's last one what lacks to the
+        trajectory's reward; 0.0 elsewhere. A trajectory's tokens, over all its samples, add up to its reward."""
+        rewards = self.reward[np.flatnonzero(np.diff(self.trajectory_index, prepend=-1))].tolist()
+        placed = place_rewards(self._courses, rewards, self.offsets, self.loss_mask, self.spans)
+        return _read_only(placed.astype(np.float32))
+
+    @property
+    def teacher_log_probs(self) -> NDArray[np.float32]:
+        """float32 [T], nats: the teacher's log-prob of the token on trained tokens of steps that have it; 0.0 elsewhere."""
+        return self._annotation("teacher_log_probs")
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """float32 [T]: a critic's value of the state before the token; 0.0 where nothing was sampled."""
+        return self._annotation("values")
+
+    def _annotation(self, name: str) -> NDArray[np.float32]:
+        if name not in self.annotations:
+            raise NoColumn(f"not every sample has {name}: {_requires(name)}")
+        return self.annotations[name]
+
+    @cached_property
+    def chosen(self) -> NDArray[np.bool_]:
+        """bool [n], of dpo: True on the samples of a pair's better trajectory, False on those of its worse one."""
+        self._of("dpo", "chosen")
+        return _read_only(np.array([label == "chosen" for label in self.labels], np.bool_))
+
+    @cached_property
+    def pair_index(self) -> NDArray[np.int32]:
+        """int32 [n], of dpo: the number of the sample's pair within the batch, from 0. A group is one pair."""
+        self._of("dpo", "pair_index")
+        return self.group_index
+
+    @cached_property
+    def pairs(self) -> tuple[tuple[NDArray[np.intp], NDArray[np.intp]], ...]:
+        """Of dpo: by pair the rows of the chosen and of the rejected trajectory; one of each unless a trajectory forked."""
+        numbers, chosen = self.pair_index, self.chosen
+        return tuple(
+            (np.flatnonzero((numbers == pair) & chosen), np.flatnonzero((numbers == pair) & ~chosen))
+            for pair in range(len(self.groups))
+        )
+
+    @cached_property
+    def desirable(self) -> NDArray[np.bool_]:
+        """bool [n], of kto: whether the sample's trajectory is labelled desirable; False is undesirable."""
+        self._of("kto", "desirable")
+        return _read_only(np.array([label == "desirable" for label in self.labels], np.bool_))
+
+    def _of(self, algorithm: str, column: str) -> None:
+        if self.algorithm != algorithm:
+            raise NoColumn(f"a batch of {self.algorithm} has no {column}: write `algorithm: {algorithm}` in the recipe")
 
     @cached_property
     def policy_version(self) -> NDArray[np.int64]:
@@ -162,8 +254,10 @@ class TrainingBatch:
     def digest(self) -> str:
         """SHA-256 over the columns and the samples' identities in a fixed order; equal digests, equal batches."""
         digest = hashlib.sha256()
-        for name in _DIGESTED:
-            column = getattr(self, name)
+        for name, field in _DIGESTED.items():
+            column = getattr(self, field)
+            if column is None:
+                continue
             digest.update(f"{name} {column.dtype.str} {column.shape}\n".encode())
             digest.update(np.ascontiguousarray(column).data)
         digest.update(_encode([self.sample_ids, self.trajectory_uids, self.prompt_uids, self.task_ids]))
@@ -173,29 +267,34 @@ class TrainingBatch:
         for name, column in self.annotations.items():
             digest.update(f"annotation {name} {column.shape}\n".encode())
             digest.update(np.ascontiguousarray(column).data)
+        for said in (self.labels, self.tags, self.quality):
+            if any(one not in (None, ()) for one in said):
+                digest.update(_encode(said))
         for references in (self.routed_experts, self.multi_modal_data):
             if any(references):
                 digest.update(_encode([[r.model_dump() for r in of_sample] for of_sample in references]))
         return digest.hexdigest()
 
 
-_DIGESTED = (
-    "offsets",
-    "token_ids",
-    "loss_mask",
-    "rollout_log_probs",
-    "reward",
-    "advantage",
-    "loss_weight",
-    "group_index",
-    "trajectory_index",
-    "sample_index",
-    "n_samples",
-)
+_DIGESTED = {name: name for name in ("offsets", "token_ids", "loss_mask", "rollout_log_probs", "reward")}
+_DIGESTED |= {"advantage": "trajectory_advantages", "token_advantages": "token_advantages"}
+_DIGESTED |= {name: name for name in ("loss_weight", "group_index", "trajectory_index", "sample_index", "n_samples")}
+"""By the name that goes into the digest."""
 _DIGESTED_SPAN = {"step_id", "step_index", "start", "end", "reward"}
 """A span's labels of drift are not trained on. What came later than the first release is digested only where it is there:
 an older batch keeps its digest."""
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode
+
+
+def _requires(name: str) -> str:
+    return f"write `annotations: {{required: [{name}]}}` in the recipe, so that only trajectories with it are emitted"
+
+
+_INSTEAD = {
+    "ppo": f"the trainer's critic says it. For advantages from a critic's `values`, {_requires('values')}",
+    "dpo": "it learns from `pairs` of samples that are `chosen` and rejected",
+    "kto": "it learns from samples that are `desirable` or not",
+}
 
 
 def _read_only(column: NDArray[Any]) -> NDArray[Any]:
@@ -203,14 +302,16 @@ def _read_only(column: NDArray[Any]) -> NDArray[Any]:
     return column
 
 
-def build_columns(groups: Sequence[tuple[GroupReady, Sequence[Sample]]], algorithm: str = "grpo") -> Json:
+def build_columns(
+    groups: Sequence[tuple[GroupReady, Sequence[Sample]]], algorithm: str = "grpo", gae: Gae | None = None
+) -> Json:
     """The fields of a TrainingBatch that follow from its groups: every column, `groups`, and the identities.
 
-    Each group comes with its samples in the marker's order. Raises ValueError for an algorithm that is not known, and for
-    a sample whose trajectory has no reward among the group's members.
+    Each group comes with its samples in the marker's order; `gae` says how the advantages of ppo follow from `values`, None
+    leaves them to the trainer. Raises ValueError for an algorithm that is not known, and for a sample whose trajectory has no
+    reward among the group's members; NoColumn where a sample lacks the values or the teacher's log-probs.
     """
-    advantages_of = advantages.BY_ALGORITHM.get(algorithm)
-    if advantages_of is None:
+    if algorithm not in PRESETS:
         raise ValueError(f"no advantages are known for the algorithm {algorithm!r}")
     samples = [sample for _, group in groups for sample in group]
     lengths = [len(sample.loss_mask) for sample in samples]
@@ -219,12 +320,8 @@ def build_columns(groups: Sequence[tuple[GroupReady, Sequence[Sample]]], algorit
     np.cumsum(lengths, out=offsets[1:])
     trajectories = [(group_number, s.trajectory_uid) for group_number, (_, group) in enumerate(groups) for s in group]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(trajectories))}
-    by_trajectory = {
-        (group_number, uid): advantage
-        for group_number, (marker, _) in enumerate(groups)
-        for uid, advantage in advantages_of(rewards_of(marker)).items()
-    }
-    if unrewarded := [uid for number, uid in trajectories if (number, uid) not in by_trajectory]:
+    rewards = {(number, uid) for number, (marker, _) in enumerate(groups) for uid in rewards_of(marker)}
+    if unrewarded := [uid for number, uid in trajectories if (number, uid) not in rewards]:
         raise ValueError(f"trajectory {unrewarded[0]} has a sample and no reward")
     columns: Json = {
         "offsets": offsets,
@@ -232,30 +329,78 @@ def build_columns(groups: Sequence[tuple[GroupReady, Sequence[Sample]]], algorit
         "loss_mask": loss_mask,
         "rollout_log_probs": _join((unpack_floats(s.rollout_log_probs) for s in samples), np.float32),
         "reward": np.array([s.reward for s in samples], np.float32),
-        "advantage": np.array([by_trajectory[key] for key in trajectories], np.float32),
         "loss_weight": _shares(offsets, loss_mask, [numbers[key] for key in trajectories]),
         "group_index": np.array([group_number for group_number, _ in trajectories], np.int32),
         "trajectory_index": np.array([numbers[key] for key in trajectories], np.int32),
         "sample_index": np.array([s.sample_index for s in samples], np.int32),
         "n_samples": np.array([s.n_samples for s in samples], np.int32),
     }
+    annotations = _annotations(samples)
+    spans = tuple(s.spans for s in samples)
+    by_trajectory = _by_trajectory(groups, algorithm)
+    by_token = _by_token(columns, spans, annotations["annotations"], algorithm, gae)
     return (
         {name: _read_only(column) for name, column in columns.items()}
         | {
+            "algorithm": algorithm,
+            "trajectory_advantages": None
+            if by_trajectory is None
+            else _read_only(np.array([by_trajectory[key] for key in trajectories], np.float32)),
+            "token_advantages": by_token,
             "groups": tuple(_describe_groups(groups)),
             "sample_ids": tuple(s.sample_id for s in samples),
             "trajectory_uids": tuple(s.trajectory_uid for s in samples),
             "prompt_uids": tuple(s.prompt_uid for s in samples),
             "task_ids": tuple(s.task_id for s in samples),
-            "spans": tuple(s.spans for s in samples),
+            "spans": spans,
             "version_spans": tuple(s.version_spans for s in samples),
             "reward_components": tuple(s.reward_components for s in samples),
+            "labels": tuple(s.label for s in samples),
+            "tags": tuple(s.tags for s in samples),
+            "quality": tuple(s.quality for s in samples),
             "metadata": tuple(s.metadata for s in samples),
             "routed_experts": tuple(s.routed_experts for s in samples),
             "multi_modal_data": tuple(s.multi_modal_data for s in samples),
         }
-        | _annotations(samples)
+        | annotations
     )
+
+
+def _by_trajectory(
+    groups: Sequence[tuple[GroupReady, Sequence[Sample]]], algorithm: str
+) -> dict[tuple[int, str], float] | None:
+    """Advantages by (number of the group, trajectory); None where the algorithm has none."""
+    advantages_of = advantages.BY_ALGORITHM.get(algorithm)
+    if advantages_of is None:
+        return None
+    return {
+        (number, uid): advantage
+        for number, (marker, _) in enumerate(groups)
+        for uid, advantage in advantages_of(rewards_of(marker)).items()
+    }
+
+
+def _by_token(
+    columns: Json,
+    spans: tuple[tuple[StepSpan, ...], ...],
+    annotations: dict[str, NDArray[np.float32]],
+    algorithm: str,
+    gae: Gae | None,
+) -> NDArray[np.float32] | None:
+    needed = "teacher_log_probs" if algorithm == "distill" else "values" if gae is not None else None
+    if needed is None:
+        return None
+    if needed not in annotations and len(columns["reward"]):
+        raise NoColumn(f"not every sample has {needed}: {_requires(needed)}")
+    array = annotations.get(needed, np.zeros(0, np.float32))
+    offsets, mask = columns["offsets"], columns["loss_mask"]
+    if gae is None:
+        return _read_only(subtract_rollout(array, columns["rollout_log_probs"], mask))
+    numbers = columns["trajectory_index"]
+    courses = list_courses(offsets, mask, spans, numbers)
+    rewards = columns["reward"][np.flatnonzero(np.diff(numbers, prepend=-1))].tolist()
+    placed = place_rewards(courses, rewards, offsets, mask, spans)
+    return _read_only(estimate(courses, placed, array, gae).astype(np.float32))
 
 
 def _annotations(samples: Sequence[Sample]) -> Json:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from claw_r1.events import BatchCut, BatchTrained, CutDecision, CutExclusion, CutMember, Event, Outcome
 from claw_r1.ids import derived_id, split_group_id
-from claw_r1.recipes import Recipe, Staleness
+from claw_r1.recipes import Recipe
+from trainer_adapter.credit import name_annotations
 from trainer_adapter.decisions import LateDecision, list_futile
 from trainer_adapter.groups import HeldSample, Place, ReadyGroup, Remembered, TooLate
 
@@ -47,7 +48,7 @@ class Selection:
         return [sample for group in self.groups for sample in group.lacking]
 
 
-def reason_against(group: ReadyGroup, staleness: Staleness, trained: int | None) -> str | None:
+def reason_against(group: ReadyGroup, recipe: Recipe, trained: int | None) -> str | None:
     """Why a group may not be trained now (a key of claw_r1.reasons.BATCH_EXCLUSIONS), or None.
 
     `trained` is the newest trained policy version; while there is none, nothing is stale.
@@ -56,12 +57,28 @@ def reason_against(group: ReadyGroup, staleness: Staleness, trained: int | None)
         return group.refused
     if group.fault is not None:
         return group.fault
+    if (lack := _lack(group.samples, recipe)) is not None:
+        return lack
+    staleness = recipe.staleness
     if staleness.unknown == "drop" and any(sample.version_unknown for sample in group.samples):
         return "unknown_version"
     if staleness.max_versions is not None and trained is not None:
         oldest = min((s.oldest_version for s in group.samples if s.oldest_version is not None), default=trained)
         if trained - oldest > staleness.max_versions:
             return "stale"
+    return None
+
+
+def _lack(samples: Sequence[HeldSample], recipe: Recipe) -> str | None:
+    """What the recipe's algorithm needs and the group lacks, as one does that another version emitted."""
+    needed = name_annotations(recipe)
+    if any(not sample.annotations >= needed for sample in samples):
+        return "annotation_missing"
+    labels = {sample.label for sample in samples}
+    if recipe.algorithm == "dpo" and labels != {"chosen", "rejected"}:
+        return "no_pair"
+    if recipe.algorithm == "kto" and not labels <= {"desirable", "undesirable"}:
+        return "no_label"
     return None
 
 
@@ -72,7 +89,7 @@ def select(ready: Sequence[ReadyGroup], recipe: Recipe, trained: int | None) -> 
     members: list[ReadyGroup] = []
     excluded: list[tuple[ReadyGroup, str]] = []
     for group in ready:
-        reason = reason_against(group, recipe.staleness, trained)
+        reason = reason_against(group, recipe, trained)
         if reason is not None:
             excluded.append((group, reason))
             continue
@@ -247,7 +264,7 @@ class Waiting:
 def explain_wait(
     recipe: Recipe, ready: Sequence[ReadyGroup], trained: int | None, *, sequence: int, strays: int, ended: bool
 ) -> Waiting:
-    reasons = [reason_against(group, recipe.staleness, trained) for group in ready]
+    reasons = [reason_against(group, recipe, trained) for group in ready]
     return Waiting(
         recipe.name,
         sequence,

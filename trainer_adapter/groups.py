@@ -50,6 +50,9 @@ class HeldSample:
     version_unknown: bool
     """Some trained token's version is not known."""
     too_large: bool
+    label: str | None
+    annotations: frozenset[str]
+    """Names of its arrays."""
     body: Sample | None
 
 
@@ -375,6 +378,8 @@ def judge_sample(offset: int, sample: Sample, *, keep: bool = True) -> HeldSampl
         oldest,
         known < trained,
         bool(unpack_ids(sample.token_ids).max(initial=0) >= 2**31),
+        sample.label,
+        frozenset(sample.annotations),
         sample if keep else None,
     )
 

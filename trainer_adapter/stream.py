@@ -20,6 +20,7 @@ from claw_r1.errors import DependencyUnreachable, RetryableError, UserError
 from claw_r1.events import BatchCut, BatchTrained, CutMember, Decision, GroupReady, Outcome, Policy, Sample
 from claw_r1.ids import derived_id
 from trainer_adapter.batch import TrainingBatch, build_columns
+from trainer_adapter.credit import gae_of
 from trainer_adapter.cut import (
     Selection,
     Waiting,
@@ -315,7 +316,7 @@ class AsyncBatchStream:
         bodies = await self._bodies(selection)
         pairs = [(g.marker, [bodies[s.sample_id] for s in g.samples]) for g in selection.members]
         sequence = history.last_sequence + 1
-        columns = build_columns(pairs, recipe.algorithm)
+        columns = build_columns(pairs, recipe.algorithm, gae_of(recipe))
         batch = TrainingBatch(
             batch_id="",
             recipe=self._name,
@@ -369,7 +370,7 @@ class AsyncBatchStream:
         bodies, others = await self._source.load(cut.needs, max(offsets) + 1, samples=wanted, offsets=offsets)
         pairs = [self._make_again(member, bodies, others) for member in cut.members]
         recipe = self._source.recipe_of(cut.recipe_version)
-        batch = self._hand_out(cut, build_columns(pairs, recipe.algorithm))
+        batch = self._hand_out(cut, build_columns(pairs, recipe.algorithm, gae_of(recipe)))
         if batch.digest != cut.digest:
             raise UserError(
                 f"batch {sequence} of recipe {self._name} cannot be made again: its columns have the digest "

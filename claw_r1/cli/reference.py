@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from claw_r1 import metrics, reasons, topics
 from claw_r1.algorithms import PRESETS
 from claw_r1.cli.entry import COMMANDS, load_command
-from claw_r1.recipes import TRAINED, Recipe
+from claw_r1.recipes import Recipe
 from claw_r1.rules import FIELDS, OPS
 from claw_r1.settings import OTHER_VARIABLES, PROCESSES, Settings
 
@@ -127,11 +127,10 @@ def _recipes() -> Iterator[str]:
             f"`{preset.name}`",
             preset.does,
             f"[{preset.paper}]({preset.url})",
-            "yes" if preset.name in TRAINED else "not yet",
         )
         for preset in PRESETS.values()
     )
-    yield from _table(("algorithm", "what it changes", "paper", "batches"), rows)
+    yield from _table(("algorithm", "what it changes", "paper"), rows)
     yield "### Fields of filters\n"
     fields = ((f"`{f.name}`", f.level, f.kind, f.doc, "yes" if f.in_pool else "no") for f in FIELDS)
     yield from _table(("field", "of a", "kind", "meaning", "dry run"), fields)

@@ -19,7 +19,7 @@ from claw_r1.settings import OTHER_VARIABLES, PROCESSES
 from tests.architecture.sources import ROOT, name_of, parse, source_files
 
 REFERENCE = (ROOT / "docs/reference.md").read_text("utf-8")
-REASONED = ("why_masked", "fault", "reason_against")
+REASONED = ("why_masked", "fault", "reason_against", "_lack", "_refuse", "curate_group")
 """Functions that return a reason or None."""
 
 

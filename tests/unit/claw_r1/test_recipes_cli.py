@@ -27,8 +27,8 @@ def written(folder: Path, text: str, name: str = "recipe.yaml") -> Path:
         ("name: a\ngroup: {on_end: {lost: keep}}", "group.on_end.lost: "),
         ("name: a\nname_: b", "name_: Extra inputs"),
         (
-            "name: a\nalgorithm: dpo",
-            "asks for what is not done yet: algorithm: the trainer adapter makes no batches for dpo",
+            "name: a\nalgorithm: distill\nannotations: {required: []}",
+            "asks for what is not done yet: annotations.required: advantages of distill are made of teacher_log_probs",
         ),
         (
             "name: a\nstaleness: {mode: mask_tokens}",

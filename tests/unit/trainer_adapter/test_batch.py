@@ -11,13 +11,14 @@ from claw_r1.codec import pack_floats, pack_ids, unpack_floats, unpack_ids, unpa
 from claw_r1.events import BlobRef, ExpertsSpan, GroupReady, Sample, StepSpan, VersionSpan
 from tests.factories import a_ready_group
 from trainer_adapter.batch import TrainingBatch, build_columns
+from trainer_adapter.credit import Gae
 
 Pair = tuple[GroupReady, list[Sample]]
 
 
-def a_batch(*pairs: Pair) -> TrainingBatch:
+def a_batch(*pairs: Pair, algorithm: str = "grpo", gae: Gae | None = None) -> TrainingBatch:
     head: dict[str, Any] = {"batch_id": "b", "recipe": "test", "recipe_version": 1, "run_id": "run", "sequence": 1}
-    return TrainingBatch(**head, trained_version=None, **build_columns(pairs))
+    return TrainingBatch(**head, trained_version=None, **build_columns(pairs, algorithm, gae))
 
 
 def a_pair(group_id: str = "g", rewards: tuple[float | None, ...] = (1.0, 0.0), **over: Any) -> Pair:
@@ -157,8 +158,8 @@ def test_an_unrewarded_sample_and_an_unknown_algorithm_are_refused() -> None:
     (other,), _ = a_ready_group("other", (1.0,))
     with pytest.raises(ValueError, match="other-t0 has a sample and no reward"):
         build_columns([(marker, [*samples, other])])
-    with pytest.raises(ValueError, match="ppo"):
-        build_columns([(marker, samples)], "ppo")
+    with pytest.raises(ValueError, match="magic"):
+        build_columns([(marker, samples)], "magic")
 
 
 # ----------------------------------------------------------------------------------------------- annotations, references

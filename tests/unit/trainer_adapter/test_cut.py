@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from claw_r1.events import BatchCut, BatchTrained, Event, GroupReady, Reward, Sample
 from claw_r1.reasons import BATCH_EXCLUSIONS
-from claw_r1.recipes import Recipe, Staleness
+from claw_r1.recipes import Recipe
 from tests.factories import a_ready_group, a_recipe, a_reward
 from trainer_adapter.cut import (
     History,
@@ -177,7 +177,27 @@ def a_ready(**over: Any) -> ReadyGroup:
     ],
 )
 def test_reasons(over: dict[str, Any], staleness: dict[str, Any], newest: int | None, reason: str | None) -> None:
-    assert reason_against(a_ready(**over), Staleness.model_validate(staleness), newest) == reason
+    assert reason_against(a_ready(**over), a_recipe(staleness=staleness), newest) == reason
+    assert reason is None or reason in BATCH_EXCLUSIONS
+
+
+@pytest.mark.parametrize(
+    ("over", "recipe", "reason"),
+    [
+        ({"label": "chosen"}, {"algorithm": "dpo"}, "no_pair"),
+        ({"label": "desirable"}, {"algorithm": "kto"}, None),
+        ({"label": "gold"}, {"algorithm": "kto"}, "no_label"),
+        ({}, {"algorithm": "distill"}, "annotation_missing"),
+        ({"annotations": {"teacher_log_probs": bytes(16)}}, {"algorithm": "distill"}, None),
+        ({}, {"algorithm": "ppo"}, None),
+        ({}, {"algorithm": "ppo", "annotations": {"required": ["values"]}}, "annotation_missing"),
+        ({"annotations": {"values": bytes(16)}}, {"algorithm": "ppo", "annotations": {"required": ["values"]}}, None),
+    ],
+)
+def test_a_group_of_another_version_may_lack_what_the_algorithm_needs(
+    over: dict[str, Any], recipe: dict[str, Any], reason: str | None
+) -> None:
+    assert reason_against(a_ready(**over), a_recipe(**recipe), None) == reason
     assert reason is None or reason in BATCH_EXCLUSIONS
 
 
