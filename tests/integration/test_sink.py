@@ -50,6 +50,7 @@ def full(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Poo
         for table in TABLES:
             column = "group_run_id" if table == "cut_members" else "run_id"
             pool.wait_for(f"SELECT count() > 0 FROM {table} WHERE {column} = 'full'", 1)
+        pool.wait_for("SELECT uniqExact(topic) FROM outcomes WHERE run_id = 'full'", 2)
         yield pool
 
 
