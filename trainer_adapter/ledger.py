@@ -137,7 +137,7 @@ class Ledger:
                     await producer.begin_transaction()
                     await track_topics(producer, *{entry.topic for entry in entries})
                     written = [await self._send(producer, entry) for entry in entries]
-                    offsets = [(await future).offset for future in written]
+                    offsets = [sent.offset for sent in await asyncio.gather(*written)]
                     await producer.commit_transaction()
             except ProducerFenced as error:
                 await self._drop_producer()
