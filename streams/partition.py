@@ -9,22 +9,23 @@ process: replay is the one recovery path.
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 
 from claw_r1 import bus, metrics
-from claw_r1.codec import Record, decode, encode
+from claw_r1.codec import Record, decode
 from claw_r1.dlq import dead_letter
 from claw_r1.errors import ClawError, InvalidRecord
 from claw_r1.events import Event, GroupCarried, GroupReady, Outcome, RecipeActive, Sample, Step, Trajectory
 from claw_r1.ids import event_key
 from claw_r1.settings import StreamsSettings
 from claw_r1.topics import EVENTS, OUTCOMES, RECIPES, dlq_topic
+from streams import outbox
 from streams.carrier import Wanted, copy_groups, is_copy, read_copies
 from streams.carry import draft, hold, is_due, open_groups, settle
+from streams.outbox import Sending
 from streams.spill import STEP_BYTES, Budget
 from streams.state import Key, Output, PartitionState
 
@@ -34,9 +35,6 @@ MAX_PENDING = 20_000
 """Outputs that may wait for a transaction; beyond it no more records are taken in."""
 MAX_PENDING_BYTES = 128 * 2**20
 """About so much of samples and conversations may wait."""
-TRANSACTION_RECORDS = 2_000
-TRANSACTION_BYTES = 16 * 2**20
-"""A transaction that reached one of these ends with the group it is at: it must commit within its time-out."""
 MAX_INVALID_RUN = 100
 """So many undecodable records in a row stop the worker: the topic is not what it should be."""
 _LEDGER_SLACK_MS = 60_000
@@ -50,14 +48,6 @@ class RetentionPassed(ClawError):
 
 class LogTruncated(ClawError):
     """The log ends before what was already decided: it lost records, or it is another topic of the same name."""
-
-
-class Sending(NamedTuple):
-    """A record and where it goes; `partition` None lets the key decide."""
-
-    topic: str
-    partition: int | None
-    record: Record
 
 
 class PartitionWorker:
@@ -276,7 +266,7 @@ class PartitionWorker:
         """Write what is decided so far; then what lies below the oldest open group may be committed."""
         outputs, self._pending, self._pending_bytes = self._pending, [], 0
         safe = self.state.committable
-        for records in self._transactions(outputs):
+        for records in outbox.cut(map(self._record, outputs)):
             with metrics.STREAMS_TRANSACTION_SECONDS.time():
                 await self._write(records)
         for output in outputs:
@@ -290,42 +280,15 @@ class PartitionWorker:
         if not self._pending:
             self._idle.set()
 
-    def _transactions(self, outputs: Sequence[Output | Record]) -> Iterator[list[Sending]]:
-        """The outputs in order, cut into transactions of a bounded size, never inside what was decided of one group."""
-        records: list[Sending] = []
-        size = 0
-        for output in outputs:
-            sending = self._record(output)
-            full = len(records) >= TRANSACTION_RECORDS or size >= TRANSACTION_BYTES
-            if full and sending.record.key != records[-1].record.key:
-                yield records
-                records, size = [], 0
-            records.append(sending)
-            size += len(sending.record.value)
-        if records:
-            yield records
-
     async def _write(self, records: Sequence[Sending]) -> None:
         """All of them, or none: a failure ends the process, and its successor's fence aborts what was begun."""
-        producer = self._producer
-        assert producer is not None
-        async with asyncio.timeout(self.settings.transaction_timeout):
-            await bus.track_topics(producer, *{topic for topic, _, _ in records})
-            await producer.begin_transaction()
-            futures = [
-                await producer.send(topic, record.value, key=record.key, headers=record.headers, partition=partition)
-                for topic, partition, record in records
-            ]
-            await asyncio.gather(*futures)
-            await producer.commit_transaction()
+        assert self._producer is not None
+        await outbox.write(self._producer, records, timeout=self.settings.transaction_timeout)
 
     def _record(self, output: Output | Record) -> Sending:
         if isinstance(output, Record):
             return Sending(dlq_topic(EVENTS), None, output)
-        event = output.event
-        if isinstance(event, GroupReady):
-            event = event.model_copy(update={"decided_at": time.time()})
-        return Sending(output.topic, output.partition, encode(event, source=self._source, key=output.key))
+        return outbox.address(output, source=self._source)
 
     async def settle(self) -> None:
         """Wait until every output so far is durable."""

@@ -12,7 +12,7 @@ from claw_r1 import bus, registry, topics
 from claw_r1.local.ports import find_port
 from claw_r1.local.stack import RunningStack, running_stack
 from claw_r1.settings import StreamsSettings
-from streams import app, partition
+from streams import app, outbox, partition
 from streams.partition import LogTruncated, PartitionWorker
 from tests.conftest import wait_until
 from tests.factories import a_group, a_recipe, a_step
@@ -103,12 +103,12 @@ def test_a_log_that_ends_before_what_was_decided_is_refused(stack: RunningStack)
 def test_a_long_backlog_is_written_piece_by_piece(stack: RunningStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """All in one transaction would pass its time-out, again at each restart; all in memory might not fit."""
     monkeypatch.setattr(partition, "MAX_PENDING", 40)
-    monkeypatch.setattr(partition, "TRANSACTION_RECORDS", 10)
+    monkeypatch.setattr(outbox, "TRANSACTION_RECORDS", 10)
     monkeypatch.setattr(bus, "FETCH_BYTES", 16_384)
     written: list[list[bytes | None]] = []
 
     class Watched(PartitionWorker):
-        async def _write(self, records: list[partition.Sending]) -> None:  # type: ignore[override]
+        async def _write(self, records: list[outbox.Sending]) -> None:  # type: ignore[override]
             written.append([record.key for _, _, record in records])
             await super()._write(records)
 

@@ -10,7 +10,8 @@ from claw_r1.process import main
 from claw_r1.settings import StreamsSettings
 from claw_r1.topics import BATCH_PREFIX
 from streams.app import run
-from streams.partition import PartitionWorker, Sending
+from streams.outbox import Sending
+from streams.partition import PartitionWorker
 
 _write = PartitionWorker._write
 _commit = AIOKafkaProducer.commit_transaction
