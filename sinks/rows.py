@@ -18,7 +18,7 @@ from claw_r1 import events
 from claw_r1.errors import InvalidRecord
 from claw_r1.events import Event
 
-ROWS_VERSION: Final = 3
+ROWS_VERSION: Final = 4
 
 Kind = Literal[
     "text", "bytes", "bool", "u32", "u64", "i64", "f64", "micros", "millis", "ids", "floats", "mask", "texts",
@@ -224,6 +224,8 @@ STEPS = Table(
         _column("step_index", "u32"),
         _column("multi_modal_data", "blobs", _dump("multi_modal_data")),
         _column("routed_experts", "text", lambda step: step.routed_experts and step.routed_experts.sha256),
+        _column("routed_experts_bytes", "u64", lambda step: step.routed_experts and step.routed_experts.bytes),
+        _column("routed_experts_kind", "text", lambda step: step.routed_experts and step.routed_experts.kind),
         _column("retry_of", "text"),
         _column("repeats", "bool"),
         _column("capture_ok", "bool", "capture.ok"),
