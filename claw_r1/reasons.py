@@ -163,6 +163,17 @@ ANNOTATIONS: Final = {
 }
 """`GroupReady.members.unused`: arrays that are not in any sample."""
 
+LEFT_OUT: Final = {
+    "decided": "the recipe, in this version or an earlier one, has said its word on the group before",
+    "held": "the group is held for review, and no decision on it has come",
+    "not_in_pool": "the pool lacks facts of the group: they could not be stored, or only in part",
+    "open": "the group is still open on the log; another backfill takes it when it has closed",
+    "other_channel": "no trajectory of the group has the recipe's channel",
+    "run_purged": "the group began before its run was to be forgotten",
+    "waiting": "with the recipe in force the group would still wait for a deadline; another backfill takes it after that",
+}
+"""`left_out` of `claw recipes backfill`: groups that began before the recipe and of which nothing is said."""
+
 BATCH_EXCLUSIONS: Final = {
     **{field.reason: f"since a later decision the recipe's filter on {field.name} does not hold" for field in FIELDS},
     "annotation_missing": "a sample lacks an array that the recipe requires now",
@@ -241,6 +252,10 @@ SECTIONS: Final = {
     "Annotations that are not used": (
         ANNOTATIONS,
         "`claw_streams_annotations_unused_total`, and `unused` of a ready group's members.",
+    ),
+    "Groups that a backfill leaves out": (
+        LEFT_OUT,
+        "`left_out` of `claw recipes backfill`: groups that began before the recipe and of which nothing is said.",
     ),
     "Groups that a batch does not get": (BATCH_EXCLUSIONS, "`cut_members.reason`."),
     "Missing rewards and annotations": (

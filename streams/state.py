@@ -42,7 +42,7 @@ CLOSED_KEPT = 5_000
 MAX_SEEN = 20_000
 """Fact ids that a closed round hands on to the prompt's next; with more, a copy of an old fact is reported as late."""
 _NO_RECIPE = GroupRule()
-_OPENERS = (GroupOpen, TrajectoryOpen, StepStarted, Step)
+OPENERS = (GroupOpen, TrajectoryOpen, StepStarted, Step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,8 @@ class PartitionState:
     """Empty but during a replay."""
     restored: dict[Key, GroupState] = field(default_factory=dict)
     """During a replay: groups that were carried, whole as they were at their `first_offset`; from there on they are open."""
+    keeps_open: bool = False
+    """Groups do not close, whatever was decided of them: for a fold of a group up to where it did."""
     duplicates: int = 0
     conflicts: int = 0
     reused_prompts: int = 0
@@ -145,6 +147,10 @@ class PartitionState:
                 outputs += self._judge(group)
         self.now = now
         return outputs
+
+    def look(self) -> list[Output]:
+        """Judge every open group again: those that were kept open may close."""
+        return [output for group in list(self.groups.values()) for output in self._judge(group)]
 
     @property
     def committable(self) -> int:
@@ -309,10 +315,10 @@ class PartitionState:
         if not concerned:
             look_again = self._without_recipe(group)
         look_again = min([look_again, *self._grace_ends(group)])
-        if math.isinf(look_again):
-            outputs += self._close(group)
-        else:
+        if not math.isinf(look_again):
             self._look_again(group, look_again)
+        elif not self.keeps_open:
+            outputs += self._close(group)
         return outputs
 
     def _judge_for(self, group: GroupState, active: ActiveRecipe) -> tuple[list[Output], float]:
@@ -548,7 +554,7 @@ def _of_round(fact: GroupFact, group: GroupState, closed: Closed) -> bool:
 
 def _opens_round(fact: GroupFact, closed: Closed) -> bool:
     """A prompt that is used again after its group closed: a new opener about a trajectory that the group did not have."""
-    if not isinstance(fact, _OPENERS) or fact.fact_id in closed.seen:
+    if not isinstance(fact, OPENERS) or fact.fact_id in closed.seen:
         return False
     return not (isinstance(fact, TrajectoryFact) and fact.trajectory_uid in closed.trajectories)
 

@@ -33,7 +33,7 @@ COMMANDS = {
     "trajectories": Command("claw_r1.cli.trajectories:trajectories", "List the trajectories that ended last."),
     "show": Command("claw_r1.cli.trajectories:show", "Show one trajectory, from its first call to its batch."),
     "tail": Command("claw_r1.cli.tail:tail", "Follow what happens, a line a fact."),
-    "recipes": Command("claw_r1.cli.recipes:app", "Apply, try, list and delete recipes."),
+    "recipes": Command("claw_r1.cli.recipes:app", "Apply, try, list, delete and backfill recipes."),
     "decide": Command("claw_r1.cli.decide:decide", "Veto, keep, tag, or override rewards of groups and trajectories."),
     "rewards": Command("claw_r1.cli.rewards:app", "List reward functions, and try one."),
     "dlq": Command("claw_r1.cli.dlq:app", "List, show and replay dead letters."),

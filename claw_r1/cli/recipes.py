@@ -1,14 +1,18 @@
-"""`claw recipes`: say what a trainer wants, and see what is in force."""
+"""`claw recipes`: say what a trainer wants, see what is in force, and judge what came before."""
 
 import asyncio
+import contextlib
 import json
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from claw_r1 import registry
 from claw_r1.cli.address import clickhouse_address, database_name, kafka_address
@@ -16,12 +20,17 @@ from claw_r1.clickhouse import ClickHouse
 from claw_r1.dry_run import dry_run_sql, list_untold
 from claw_r1.errors import UserError
 from claw_r1.recipes import Recipe, list_unhonoured
+from claw_r1.settings import SinksSettings
 
-app = typer.Typer(help="Apply, try, list and delete recipes.", no_args_is_help=True)
+app = typer.Typer(help="Apply, try, list, delete and backfill recipes.", no_args_is_help=True)
 
 Kafka = Annotated[
     str | None, typer.Option("--kafka", help="Broker, HOST:PORT (default: CLAW_KAFKA, or the running stack).")
 ]
+Url = Annotated[
+    str | None, typer.Option("--clickhouse", help="ClickHouse URL (default: CLAW_CLICKHOUSE, or the running stack).")
+]
+Database = Annotated[str | None, typer.Option("--database", help="Database of the pool.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -70,11 +79,8 @@ def apply(
 @app.command("dry-run")
 def dry_run(
     file: Annotated[Path, typer.Argument(help="Recipe file, YAML or JSON; - reads standard input.")],
-    clickhouse: Annotated[
-        str | None,
-        typer.Option("--clickhouse", help="ClickHouse URL (default: CLAW_CLICKHOUSE, or the running stack)."),
-    ] = None,
-    database: Annotated[str | None, typer.Option("--database", help="Database of the pool.")] = None,
+    clickhouse: Url = None,
+    database: Database = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Longest wait, seconds.")] = 300.0,
     as_json: AsJson = False,
 ) -> None:
@@ -86,14 +92,18 @@ def dry_run(
     if as_json:
         print(json.dumps({"recipe": recipe.name, "run_id": recipe.run_id, "channel": recipe.channel, "counts": found}))
         return
-    for row in found:
-        print(f"{row['number']:>10}  {row['about']:<10}  {row['outcome']:<9}  {row['reason']}")
+    _print_counts(found)
     if not found:
         print(f"the pool has no ended trajectory of run {recipe.run_id}, channel {recipe.channel}", file=sys.stderr)
     missing = sum(row["number"] for row in found if row["about"] == "trajectory" and row["reason"] == "reward_missing")
     if missing and missing == sum(row["number"] for row in found if row["about"] == "trajectory"):
         wanted = ", ".join(recipe.rewards.required) or "any source"
         print(f"no trajectory has a reward of {wanted}: nothing produces what the recipe requires", file=sys.stderr)
+
+
+def _print_counts(counts: list[dict[str, Any]]) -> None:
+    for row in counts:
+        print(f"{row['number']:>10}  {row['about']:<10}  {row['outcome']:<9}  {row['reason']}")
 
 
 async def _ask(url: str, database: str, question: str, timeout: float) -> list[dict[str, Any]]:
@@ -138,3 +148,43 @@ def delete(name: Annotated[str, typer.Argument(help="Recipe.")], kafka: Kafka = 
     """End a recipe: groups that begin from now on are not judged by it. Its topic and its batches stay."""
     version = asyncio.run(registry.delete_recipe(kafka_address(kafka), name))
     print(f"recipe {name} ended with version {version}")
+
+
+@app.command()
+def backfill(
+    name: Annotated[str, typer.Argument(help="Recipe that is in force.")],
+    kafka: Kafka = None,
+    clickhouse: Url = None,
+    database: Database = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be decided, and write nothing.")] = False,
+    wait: Annotated[float, typer.Option("--wait", min=0.1, help="Seconds to wait for a pool that is behind.")] = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Judge the groups that began before the recipe, from the pool; each is decided once, however often this is run."""
+    from streams.backfill.run import Places, run_backfill
+
+    sinks = SinksSettings.read().group
+    places = Places(kafka_address(kafka), clickhouse_address(clickhouse), database_name(database), sinks)
+    with _progress() as told:
+        report = asyncio.run(run_backfill(places, name, wait=wait, dry_run=dry_run, told=told))
+    document = report.document()
+    if as_json:
+        print(json.dumps(document))
+        return
+    _print_counts(document["counts"])
+    for row in document["left_out"]:
+        print(f"{row['number']:>10}  {'group':<10}  {'left out':<9}  {row['reason']}")
+    what = "would be written" if dry_run else "written"
+    print(
+        f"{report.groups} groups began before version {report.version} of recipe {name}: {report.samples} samples {what}",
+        file=sys.stderr,
+    )
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal that is told how many prompts are done, and of how many."""
+    columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TextColumn("prompts"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task("judging", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
