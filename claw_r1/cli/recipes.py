@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from claw_r1 import registry
+from claw_r1.cli import supply
 from claw_r1.cli.address import clickhouse_address, database_name, kafka_address
 from claw_r1.clickhouse import ClickHouse
 from claw_r1.dry_run import dry_run_sql, list_untold
@@ -66,14 +67,18 @@ def apply(
     kafka: Kafka = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file, and write nothing.")] = False,
     wait: Annotated[float, typer.Option("--wait", min=0.1, help="Seconds to wait for the stream workers.")] = 30.0,
+    clickhouse: Url = None,
+    database: Database = None,
 ) -> None:
-    """Put a recipe in force: it judges the groups that begin from now on."""
+    """Put a recipe in force: it judges the groups that begin from now on. Warns of what nothing is known to produce."""
     recipe = read_recipe(file)
     if dry_run:
         print(recipe.model_dump_json(indent=1))
         return
     version = asyncio.run(registry.apply_recipe(kafka_address(kafka), recipe, deadline=wait))
     print(f"recipe {recipe.name} version {version} is in force for run {recipe.run_id}, channel {recipe.channel}")
+    for warning in asyncio.run(supply.warn(recipe, clickhouse_address(clickhouse), database_name(database))):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 @app.command("dry-run")

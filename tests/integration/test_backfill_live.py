@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -288,6 +289,33 @@ def test_groups_of_a_run_that_was_purged_stay_forgotten(live: Live) -> None:
     document = live.backfill("purged-b")
     assert (document["counts"], document["left_out"]) == ([], [{"reason": "run_purged", "number": len(prompts)}])
     assert live.emitted("purged-b").ready == []
+
+
+def test_a_recipe_that_nothing_supplies_is_applied_with_a_warning(live: Live, tmp_path: Path) -> None:
+    live.apply(rules("supplied-a", "supplied"))
+    live.send(a_group(run_id="supplied"))
+    live.await_closed("supplied", {"prompt-1"})
+    live.backfill("supplied-a")  # the pool has it all now
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "{name: supplied-b, run_id: supplied, rewards: {required: [reward, style]}, annotations: {required: [values]}}"
+    )
+    fresh = tmp_path / "fresh.yaml"
+    fresh.write_text("{name: supplied-c, run_id: supplied-not-yet}")  # its agents have not begun
+    done, quiet = (
+        subprocess.run(
+            live.command("recipes", "apply", str(file)), capture_output=True, text=True, timeout=120, check=False
+        )
+        for file in (recipe, fresh)
+    )
+    assert (quiet.returncode, quiet.stderr) == (0, "")
+    assert done.returncode == 0
+    assert done.stdout == "recipe supplied-b version 1 is in force for run supplied, channel train\n"
+    warnings = done.stderr.splitlines()
+    assert [line.split(": run")[0] for line in warnings] == [
+        "warning: nothing is known to produce the required reward source style",
+        "warning: nothing is known to produce the required annotation values",
+    ]
 
 
 @pytest.mark.parametrize("at", [1, 4])
