@@ -101,8 +101,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 
 def rules(name: str, run: str, **over: Any) -> Recipe:
-    """Of groups of two that close soon."""
-    group = {"size": 2, "idle": "2s", "max_age": "5m", "end_grace": "500ms"}
+    """Of groups of two; those that lack something close soon, though not before a slow machine has written them."""
+    group = {"size": 2, "idle": "8s", "max_age": "5m", "end_grace": "500ms"}
     return a_recipe(name=name, run_id=run, **{"group": group, "rewards": {"timeout": "1s"}} | over)
 
 
