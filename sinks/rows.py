@@ -274,6 +274,7 @@ DECISIONS = Table(
         *_TRAJECTORY_FACT,
         *_texts("step_id", "action"),
         _column("value", "text", _text_of("value")),
+        _column("value_is_number", "bool", lambda decision: isinstance(decision.value, int | float)),
         *_texts("undoes", "group_id", "author", "reason"),
         _AT,
     ),

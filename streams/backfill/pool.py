@@ -36,7 +36,7 @@ GROUP BY prompt_uid HAVING first >= {{from:UInt64}} AND first < {{before:UInt64}
 """
 _SAID: Final = """
 SELECT * FROM outcomes FINAL
-WHERE run_id = {run:String} AND prompt_uid IN {prompts:Array(String)}
+WHERE run_id = {run:String} AND prompt_uid IN {prompts:Array(String)} AND pos IS NOT NULL
     AND (outcome = 'closed' OR recipe = {recipe:String} OR (outcome = 'late' AND reason = 'never_opened'))
 """
 _FACTS: Final = "SELECT * FROM {table} FINAL WHERE run_id = {{run:String}} AND prompt_uid IN {{prompts:Array(String)}}"

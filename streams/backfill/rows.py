@@ -29,7 +29,7 @@ from streams.backfill.rounds import Closing, Logged
 
 Row = Mapping[str, Any]
 NUMBERED: Final = ("override_reward", "quality")
-"""Actions of a decision whose value is a number."""
+"""Actions of a decision whose value is meant to be a number; older rows do not say whether it is."""
 
 
 def read_fact(table: str, row: Row) -> Logged:
@@ -93,8 +93,8 @@ def _annotation(row: Row) -> Annotation:
 
 
 def _decision(row: Row) -> Decision:
-    value = row["value"]
-    if value is not None and row["action"] in NUMBERED:
+    value, is_number = row["value"], row["value_is_number"]
+    if value is not None and (row["action"] in NUMBERED if is_number is None else is_number):
         with contextlib.suppress(ValueError):
             value = float(value)
     return Decision.model_validate(_fields(row) | {"value": value})

@@ -32,7 +32,7 @@ def logged(log: Iterable[Entry]) -> dict[Key, list[Logged]]:
 def known_of(key: Key, ledger: Iterable[Event], recipe: str) -> Known:
     known = Known()
     for one in ledger:
-        if not isinstance(one, Outcome) or (one.run_id, one.prompt_uid) != key:
+        if not isinstance(one, Outcome) or (one.run_id, one.prompt_uid) != key or one.pos is None:
             continue
         if one.recipe == recipe:
             known.said[one.round].append(one)
