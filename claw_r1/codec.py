@@ -41,7 +41,7 @@ class Record(NamedTuple):
 
 def _dump(part: object) -> object:
     if isinstance(part, BaseModel):
-        return part.model_dump()
+        return part.__dict__
     raise TypeError(f"{type(part).__name__} is no part of an event")
 
 
@@ -150,6 +150,12 @@ def unpack_ids(packed: Packed) -> NDArray[np.uint32]:
 def unpack_floats(packed: Packed) -> NDArray[np.float32]:
     """Float32, shape (n,); a view of the bytes, read-only."""
     return np.frombuffer(packed, dtype="<f4")
+
+
+def all_finite(packed: Packed) -> bool:
+    """Whether no float32 among them is a NaN or an infinity."""
+    tops = packed[3::4]  # what is not finite, and little else, has an exponent whose upper seven bits are ones
+    return (0x7F not in tops and 0xFF not in tops) or bool(np.isfinite(unpack_floats(packed)).all())
 
 
 def unpack_mask(packed: Packed) -> NDArray[np.uint8]:

@@ -6,10 +6,8 @@ Pure. Design: a token that did not come from the behaviour policy as recorded is
 from collections.abc import Collection, Iterator
 from typing import Final
 
-import numpy as np
-
-from claw_r1.codec import unpack_floats
-from claw_r1.events import Step
+from claw_r1.codec import all_finite
+from claw_r1.events import Sampling, Step
 
 MENDS: Final = {
     "guided": "a grammar may have forced tokens: leave tool_choice, response_format and strict tools open where you train",
@@ -38,12 +36,14 @@ ALLOWABLE: Final = frozenset(
 
 def why_masked(step: Step, allow: Collection[str] = frozenset()) -> str | None:
     """Why a step's tokens must not be trained, leaving out what is allowed; None if they may."""
-    return next((reason for reason in _step_faults(step) if reason not in allow or reason not in ALLOWABLE), None)
+    for reason in _step_faults(step):
+        if reason not in allow or reason not in ALLOWABLE:
+            return reason
+    return None
 
 
 def _step_faults(step: Step) -> Iterator[str]:
     sampling = step.sampling
-    exact = sampling.temperature in (None, 1.0) and sampling.top_p in (None, 1.0) and sampling.top_k in (None, 0, -1)
     if step.role == "frozen":
         yield "frozen_model"
     if step.finish_reason == "abort":
@@ -51,15 +51,19 @@ def _step_faults(step: Step) -> Iterator[str]:
     if not step.capture.ok:
         yield "capture_failed"
     log_probs = step.rollout_log_probs
-    whole = log_probs is not None and len(log_probs) == len(step.response_ids)
-    if log_probs is None or not whole or not np.isfinite(unpack_floats(log_probs)).all():
+    if log_probs is None or len(log_probs) != len(step.response_ids) or not all_finite(log_probs):
         yield "no_log_probs"
     if sampling.temperature == 0:
         yield "temperature_zero"
     if sampling.guided:
         yield "guided"
-    if sampling.log_probs_mode != "processed" and not exact:
+    if sampling.log_probs_mode != "processed" and not _is_plain(sampling):
         yield "raw_log_probs"
+
+
+def _is_plain(sampling: Sampling) -> bool:
+    """Whether log-probs are the same before and after temperature, top_p and top_k."""
+    return sampling.temperature in (None, 1.0) and sampling.top_p in (None, 1.0) and sampling.top_k in (None, 0, -1)
 
 
 def unknown_versions(step: Step) -> list[tuple[int, int]]:

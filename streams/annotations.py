@@ -9,9 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-import numpy as np
-
-from claw_r1.codec import unpack_floats
+from claw_r1.codec import all_finite
 from claw_r1.events import Annotation, Packed
 from streams.forest import Node
 from streams.join import AnnotationKey
@@ -35,7 +33,7 @@ def fault(annotation: Annotation, node: Node | None) -> str | None:
         return None
     if len(annotation.values) != 4 * (node.end - node.start):
         return "annotation_length"
-    if not np.isfinite(unpack_floats(annotation.values)).all():
+    if not all_finite(annotation.values):
         return "annotation_not_finite"
     return None
 

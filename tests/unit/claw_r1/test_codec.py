@@ -95,6 +95,14 @@ def test_floats_are_packed_exactly(values: list[float]) -> None:
     assert codec.unpack_floats(codec.pack_floats(values)).tolist() == values
 
 
+@given(
+    st.lists(st.integers(0, 2**32 - 1) | st.sampled_from([0x7F800000, 0xFF800000, 0x7F7FFFFF, 0x7FC00000]), max_size=9)
+)
+def test_floats_are_finite_as_numpy_says(words: list[int]) -> None:
+    packed = codec.pack_ids(words)  # any 32 bits are some float
+    assert codec.all_finite(packed) == bool(np.isfinite(codec.unpack_floats(packed)).all())
+
+
 def test_ids_outside_uint32_are_refused() -> None:
     with pytest.raises(OverflowError):
         codec.pack_ids([2**32])
