@@ -1,5 +1,7 @@
 """A trajectory that ended becomes what reward workers get of it: how it ended, its rewards until now, its last conversation."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from claw_r1.codec import restore_messages
@@ -15,6 +17,7 @@ MAX_MESSAGES_BYTES = 4 * 1024 * 1024
 def ended_trajectory(group: GroupState, t: TrajectoryState, partition: int, pos: int, now: float) -> Trajectory:
     """A trajectory of the group at stream time `now`; `pos` is the next input offset."""
     assert t.end is not None
+    steps = order_steps(t.steps.values())
     return Trajectory(
         run_id=group.run_id,
         prompt_uid=group.prompt_uid,
@@ -24,9 +27,9 @@ def ended_trajectory(group: GroupState, t: TrajectoryState, partition: int, pos:
         task_id=group.task_of(t),
         status=t.end.status,
         complete=group.merge(t) is not None and not t.missing_steps,
-        step_ids=tuple(s.step_id for s in order_steps(t.steps.values())),
+        step_ids=tuple(step.step_id for step in steps),
         rewards=effective_rewards(t.rewards, group.rewards),
-        messages=_last_messages(t),
+        messages=_last_messages(t, steps),
         metadata=group.metadata_of(t) if group.metadata_fits(t) else {},
         partition=partition,
         pos=pos,
@@ -34,10 +37,9 @@ def ended_trajectory(group: GroupState, t: TrajectoryState, partition: int, pos:
     )
 
 
-def _last_messages(t: TrajectoryState) -> bytes | None:
-    """The last step's whole conversation with its reply as JSON; None if there is none, or it cannot be restored or sent."""
+def _last_messages(t: TrajectoryState, ordered: Sequence[Step]) -> bytes | None:
+    """The last of the ordered steps whole conversation with its reply as JSON; None if there is none, or it cannot be restored or sent."""
     chain: list[Step] = []
-    ordered = order_steps(t.steps.values())
     step = ordered[-1] if ordered else None
     while step is not None:
         chain.append(step)

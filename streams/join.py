@@ -47,11 +47,11 @@ class TrajectoryState:
     def add(self, fact: TrajectoryFact | Reward, now: float) -> None:
         """Take in one new fact (the caller dropped duplicates by fact id)."""
         match fact:
+            case StepStarted():
+                self.started.add(fact.step_id)
             case Step():
                 if self.steps.setdefault(fact.step_id, fact) is fact:
                     self._name_channel(fact.channel)
-            case StepStarted():
-                self.started.add(fact.step_id)
             case TrajectoryOpen():
                 self.opens[fact.fact_id] = fact
                 self._name_channel(fact.channel)
@@ -70,7 +70,7 @@ class TrajectoryState:
     @property
     def opened(self) -> bool:
         """Whether a fact arrived that opens a group: TrajectoryOpen, StepStarted or Step."""
-        return bool(self.opens or self.started or self.steps)
+        return bool(self.started or self.steps or self.opens)
 
     @property
     def orphans(self) -> list[str]:
@@ -81,7 +81,7 @@ class TrajectoryState:
     @property
     def channel(self) -> str | None:
         """The smallest channel that any of its facts names: one, unless senders disagree."""
-        return min(self.channels, default=None)
+        return min(self.channels) if self.channels else None
 
     @property
     def task_id(self) -> str | None:

@@ -106,7 +106,9 @@ class GroupState:
     def channel_of(self, trajectory: TrajectoryState | None) -> str:
         """The trajectory's channel, else the group's, else `train`."""
         named = trajectory.channel if trajectory is not None else None
-        return named or min((o.channel for o in self.opens.values() if o.channel), default=None) or DEFAULT_CHANNEL
+        if named or not self.opens:
+            return named or DEFAULT_CHANNEL
+        return min((o.channel for o in self.opens.values() if o.channel), default=DEFAULT_CHANNEL)
 
     def task_of(self, trajectory: TrajectoryState | None) -> str | None:
         named = trajectory.task_id if trajectory is not None else None
@@ -427,7 +429,9 @@ def _discarded(settled: _Settled, reason: str) -> Member:
 
 
 def _mask_reasons(rows: Sequence[Row]) -> dict[str, int]:
-    counts = sum((row.mask_reasons for row in rows), Counter[str]())
+    counts: Counter[str] = Counter()
+    for row in rows:
+        counts.update(row.mask_reasons)
     return {reason: counts[reason] for reason in sorted(counts)}
 
 
@@ -511,6 +515,7 @@ def _samples(group: GroupState, active: ActiveRecipe, one: _Settled, name: str) 
     """The trajectory's samples in the group that is called `name`; none of one that is masked."""
     trajectory = one.trajectory
     rows = [row for row in one.rows if row.trained_tokens]
+    rewards = _step_rewards(trajectory)
     laid = [lay(row, trajectory.annotations) for row in rows]
     assert one.reward is not None or not rows
     assert active.recipe is not None
@@ -527,7 +532,7 @@ def _samples(group: GroupState, active: ActiveRecipe, one: _Settled, name: str) 
             task_id=group.task_of(trajectory),
             sample_index=index,
             n_samples=len(rows),
-            spans=tuple(_span(node, one) for node in row.nodes),
+            spans=tuple(_span(node, one.curation, rewards.get(node.step.step_id)) for node in row.nodes),
             token_ids=row.token_ids,
             loss_mask=bytes(row.loss_mask),
             rollout_log_probs=bytes(row.log_probs),
@@ -551,14 +556,18 @@ def _samples(group: GroupState, active: ActiveRecipe, one: _Settled, name: str) 
     ]
 
 
-def _span(node: Node, one: _Settled) -> StepSpan:
-    own = [
-        r.value
-        for (step_id, _source), r in sorted(one.trajectory.rewards.items(), key=lambda item: item[1].fact_id)
-        if step_id == node.step.step_id and r.value is not None
-    ]
-    reward = total(own) if own else None
-    override = one.curation.step_rewards.get(node.step.step_id)
+def _step_rewards(trajectory: TrajectoryState) -> dict[str, float]:
+    """By step, the sum of its own rewards."""
+    own: dict[str, list[float]] = {}
+    for (step_id, _source), reward in trajectory.rewards.items():
+        if step_id is not None and reward.value is not None:
+            own.setdefault(step_id, []).append(reward.value)
+    return {step_id: total(values) for step_id, values in own.items()}
+
+
+def _span(node: Node, curation: Curation, reward: float | None) -> StepSpan:
+    """`reward`: the step's own; None: it has none."""
+    override = curation.step_rewards.get(node.step.step_id)
     if override is not None:
         reward = override.value
     return StepSpan(

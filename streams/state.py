@@ -106,12 +106,12 @@ class PartitionState:
         outputs = self._release(offset) + self.tick(time) if self.restored else self.tick(time)
         self.position = offset + 1
         match event:
+            case GroupFact():
+                return outputs + self._take(event, offset)
             case RecipeSet():
                 return outputs + self._set_recipe(event, offset)
             case RunPurged():
                 return outputs + self._purge(event)
-            case GroupFact():
-                return outputs + self._take(event, offset)
         return outputs
 
     def spoil(self, key: Key | None, offset: int, time: float, reason: str) -> list[Output]:
@@ -216,10 +216,15 @@ class PartitionState:
             return []
         group.seen.add(fact.fact_id)
         group.last_at = self.now
-        before = _naming(group, fact)
+        uid = _trajectory_of(fact)
+        if uid is None or isinstance(fact, Decision):
+            self._add(group, fact)
+            return (self._forward(group, fact, offset) if isinstance(fact, Decision) else []) + self._judge(group)
+        before = _naming(group.trajectories.get(uid))
         self._add(group, fact)
-        outputs = self._forward(group, fact, offset) if isinstance(fact, Decision) else []
-        return outputs + self._judge(group) if _may_decide(group, fact, before) else outputs
+        trajectory = group.trajectories[uid]
+        # Who judges the group, or its fate, cannot change with a step of a rollout that goes on.
+        return self._judge(group) if trajectory.end is not None or _naming(trajectory) != before else []
 
     def _is_settled(self, fact: GroupFact, key: Key, offset: int) -> bool:
         """In a replay: whether the ledger says all of this fact: it was late, or a round of its group closed after it."""
@@ -253,25 +258,24 @@ class PartitionState:
 
     def _add(self, group: GroupState, fact: GroupFact) -> None:
         match fact:
+            case TrajectoryFact() | Reward(trajectory_uid=str()):
+                uid = fact.trajectory_uid
+                assert uid is not None
+                trajectory = group.trajectories.get(uid)
+                if trajectory is None:
+                    trajectory = group.trajectories[uid] = TrajectoryState(uid)
+                if isinstance(fact, Step):
+                    self.conflicts += fact.step_id in trajectory.steps
+                    group.merged.pop(uid, None)
+                trajectory.add(fact, self.now)
+            case Reward():
+                add_reward(group.rewards, fact)
             case GroupOpen():
                 group.opens[fact.fact_id] = fact
             case GroupCancel():
                 group.cancel = fact
             case Decision():
                 group.decisions[fact.fact_id] = fact
-            case Reward(trajectory_uid=None):
-                add_reward(group.rewards, fact)
-            case Reward() | TrajectoryFact():
-                uid = fact.trajectory_uid
-                assert uid is not None
-                trajectory = group.trajectories.get(uid)
-                if trajectory is None:
-                    trajectory = group.trajectories[uid] = TrajectoryState(uid)
-                if isinstance(fact, Step) and fact.step_id in trajectory.steps:
-                    self.conflicts += 1
-                trajectory.add(fact, self.now)
-                if isinstance(fact, Step):
-                    group.merged.pop(uid, None)
 
     def _late(self, fact: GroupFact, closed: Closed) -> list[Output]:
         if fact.fact_id in closed.seen:
@@ -305,16 +309,14 @@ class PartitionState:
             return []
         if not group.opened and group.stopped is None:
             return self._judge_orphans(group)
-        outputs = self._announce(group)
-        look_again = math.inf
         concerned = group.concerned()
+        outputs, look_again = self._announce(group, concerned)
         for active in concerned:
             said, again = self._judge_for(group, active)
             outputs += said
             look_again = min(look_again, again)
         if not concerned:
-            look_again = self._without_recipe(group)
-        look_again = min([look_again, *self._grace_ends(group)])
+            look_again = min(look_again, self._without_recipe(group))
         if not math.isinf(look_again):
             self._look_again(group, look_again)
         elif not self.keeps_open:
@@ -374,14 +376,6 @@ class PartitionState:
         until = min(group.last_at + _NO_RECIPE.idle, group.opened_at + _NO_RECIPE.max_age)
         return math.inf if until <= self.now else until
 
-    def _grace_ends(self, group: GroupState) -> list[float]:
-        """Trajectories that ended and wait for started steps are announced when their grace is over."""
-        if group.stop is not None:
-            return []
-        ended = _unannounced(group)
-        grace = _grace(group) if ended else 0.0
-        return [at for at in (settles_at(t, grace) for t in ended) if at > self.now]
-
     def _judge_orphans(self, group: GroupState) -> list[Output]:
         key = (group.run_id, group.prompt_uid)
         until = group.opened_at + ORPHAN_WAIT
@@ -396,18 +390,21 @@ class PartitionState:
         ]  # of a group that is long closed, perhaps: who has it knows
         return outputs + self._write_orphans(key, group.round, group.seen)
 
-    def _announce(self, group: GroupState) -> list[Output]:
-        """Trajectories that just ended, for reward workers; at least once, named by their uid."""
-        ended = _unannounced(group)
-        grace = _grace(group) if ended else 0.0
+    def _announce(self, group: GroupState, concerned: Iterable[ActiveRecipe]) -> tuple[list[Output], float]:
+        """Trajectories that just ended, for reward workers, at least once, named by their uid; and when the next one is
+        announced, that waits for started steps: once its grace is over. inf: none does."""
         outputs: list[Output] = []
+        next_at = math.inf
+        ended = _unannounced(group)
+        grace = _grace(concerned) if ended else 0.0
         for t in ended:
-            if settles_at(t, grace) > self.now:
+            if (at := settles_at(t, grace)) > self.now:
+                next_at = min(next_at, at) if group.stop is None else next_at
                 continue
             group.announced.add(t.trajectory_uid)
             event = ended_trajectory(group, t, self.partition, self.position, self.now)
             outputs.append(Output(TRAJECTORIES, event, event_key(group.run_id, group.prompt_uid), self.partition))
-        return outputs
+        return outputs, next_at
 
     def _decide(self, group: GroupState, active: ActiveRecipe, verdict: Emit | Discard) -> list[Output]:
         key = (group.run_id, group.prompt_uid)
@@ -524,22 +521,14 @@ def _forwarded(decision: Decision, recipe: str, round_: int | None) -> Output:
     return Output(batch_topic(recipe), decision, event_key(decision.run_id, decision.prompt_uid))
 
 
-def _naming(group: GroupState, fact: GroupFact) -> int | None:
-    """How many channels the facts of a fact's trajectory name, its channel changing only with that; None: it is not open."""
-    uid = fact.trajectory_uid if isinstance(fact, TrajectoryFact | Reward | Decision) else None
-    trajectory = group.trajectories.get(uid) if uid is not None else None
+def _trajectory_of(fact: GroupFact) -> str | None:
+    """The trajectory that a fact is about; None: its group."""
+    return getattr(fact, "trajectory_uid", None)
+
+
+def _naming(trajectory: TrajectoryState | None) -> int | None:
+    """How many channels a trajectory's facts name, its channel changing only with that; None: it is not open."""
     return len(trajectory.channels) if trajectory is not None and trajectory.opened else None
-
-
-def _may_decide(group: GroupState, fact: GroupFact, naming_before: int | None) -> bool:
-    """Whether a new fact can change who judges the group, or its fate; a step of a rollout that goes on cannot."""
-    match fact:
-        case Reward(trajectory_uid=None) | Decision():
-            return True
-        case Reward() | TrajectoryFact():
-            ended = fact.trajectory_uid is not None and group.trajectories[fact.trajectory_uid].end is not None
-            return ended or _naming(group, fact) != naming_before
-    return True
 
 
 def _of_round(fact: GroupFact, group: GroupState, closed: Closed) -> bool:
@@ -548,7 +537,7 @@ def _of_round(fact: GroupFact, group: GroupState, closed: Closed) -> bool:
         return False
     if isinstance(fact, Decision) and fact.group_id is not None and fact.group_id != group.group_id:
         return False
-    uid = fact.trajectory_uid if isinstance(fact, TrajectoryFact | Reward | Decision) else None
+    uid = _trajectory_of(fact)
     return uid is None or uid in group.trajectories or uid not in closed.trajectories
 
 
@@ -565,7 +554,7 @@ def _unannounced(group: GroupState) -> list[TrajectoryState]:
     return sorted(found, key=lambda t: t.trajectory_uid)
 
 
-def _grace(group: GroupState) -> float:
-    """The longest grace of the recipes that judge the group."""
-    graces = [a.recipe.group.end_grace for a in group.concerned() if a.recipe is not None]
+def _grace(concerned: Iterable[ActiveRecipe]) -> float:
+    """The longest grace of the recipes that judge a group."""
+    graces = [a.recipe.group.end_grace for a in concerned if a.recipe is not None]
     return max(graces, default=_NO_RECIPE.end_grace)
