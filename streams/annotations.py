@@ -44,6 +44,8 @@ def withdraws(annotation: Annotation, node: Node) -> bool:
 
 def count_unused(annotations: Mapping[AnnotationKey, Annotation], nodes: Iterable[Node]) -> dict[str, int]:
     """How many of the annotations in force are not used, by reason."""
+    if not annotations:
+        return {}
     by_id = {node.step.step_id: node for node in nodes}
     faults = Counter(fault(annotation, by_id.get(step_id)) for (step_id, _), annotation in annotations.items())
     return {reason: faults[reason] for reason in sorted(r for r in faults if r is not None)}

@@ -52,7 +52,7 @@ class BatchConsumer(Consumer):
                     if not self.flow_active or self.app.consumer_generation_id != generation:
                         break
                     await worker.take(tp.partition, list(batch))
-                await self.sleep(0)
+                    await asyncio.sleep(0)  # what other partitions decided goes on its way meanwhile
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the process ends with it

@@ -38,7 +38,8 @@ def ended_trajectory(group: GroupState, t: TrajectoryState, partition: int, pos:
 
 
 def _last_messages(t: TrajectoryState, ordered: Sequence[Step]) -> bytes | None:
-    """The last of the ordered steps whole conversation with its reply as JSON; None if there is none, or it cannot be restored or sent."""
+    """The whole conversation of the last of the ordered steps with its reply, as JSON; None if there is none, or it cannot be
+    restored or sent."""
     chain: list[Step] = []
     step = ordered[-1] if ordered else None
     while step is not None:
@@ -48,7 +49,9 @@ def _last_messages(t: TrajectoryState, ordered: Sequence[Step]) -> bytes | None:
     messages: list[object] | None = None
     for step in reversed(chain):
         try:
-            messages = restore_messages(step, messages) + ([msgspec.json.decode(step.reply)] if step.reply else [])
+            messages = restore_messages(step, messages)
+            if step.reply:
+                messages.append(msgspec.json.decode(step.reply))
         except (InvalidRecord, msgspec.DecodeError):
             return None
     body = msgspec.json.encode(messages) if messages else None

@@ -111,12 +111,10 @@ def _restore(step: Step, contexts: dict[str, _Context], root: Segment) -> _Conte
         if running is None or running.digest() != step.prefix_hash:
             raise InvalidRecord("prefix_differs", f"step {step.step_id} was made against another prefix of its parent")
         place = parent.place
-    place = grow(place, step.prefix_len, step.new_prompt_ids)
-    place = grow(place, step.prompt_len, step.response_ids)
+    new = step.new_prompt_ids + step.response_ids
     if running is not None:
-        running.update(step.new_prompt_ids)
-        running.update(step.response_ids)
-    return _Context(place, step.prompt_len + step.response_len, running)
+        running.update(new)
+    return _Context(grow(place, step.prefix_len, new), step.prefix_len + len(new) // 4, running)
 
 
 def _running_hash(parent: _Context, length: int) -> Any:

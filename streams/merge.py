@@ -130,7 +130,8 @@ def rows_of(steps: Iterable[Step], allow: frozenset[str] = frozenset()) -> list[
 
 def count_links(nodes: Iterable[Node]) -> dict[str, int]:
     """Steps by the kind of their link, in the order of the kinds' names."""
-    return dict(sorted(Counter(node.link.kind for node in nodes).items()))
+    kinds = [node.link.kind for node in nodes]
+    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
 def _chain(leaf: Node) -> list[Node]:
