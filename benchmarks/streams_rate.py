@@ -135,6 +135,8 @@ async def measure_latency(stand: Stand, effort: Effort, steps_per_s: float) -> l
     await stand.apply_recipe()
     figures: list[dict[str, Value]] = []
     async with Reader(stand.kafka) as reader:
+        say("latency: warm up")  # a broker that has just started takes twice as long for a transaction
+        await _probe(stand, reader, "warm up", "w", max(100, effort.probes))
         say("latency: idle")
         figures.append(await _probe(stand, reader, "latency, idle", "i", effort.probes))
         rate = steps_per_s / STEPS_OF_GROUP / 2
