@@ -240,6 +240,7 @@ def test_a_later_recipe_says_what_it_would_have_said_live(live: Live) -> None:
     assert live.emitted("one-b") == emitted
 
 
+@pytest.mark.slow
 def test_groups_that_are_open_or_wait_are_taken_later(live: Live) -> None:
     """A recipe that needs a reward which is late for all others waits for it as it would have."""
     live.apply(rules("two-a", "two", group={"size": 2, "idle": "1h", "max_age": "2h"}))
@@ -318,6 +319,7 @@ def test_a_recipe_that_nothing_supplies_is_applied_with_a_warning(live: Live, tm
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 4])
 def test_a_backfill_that_is_killed_between_samples_and_commit_goes_on(live: Live, at: int) -> None:
     run = f"killed{at}"
@@ -333,6 +335,7 @@ def test_a_backfill_that_is_killed_between_samples_and_commit_goes_on(live: Live
     assert {row["reason"]: row["number"] for row in document["left_out"]} == ({"decided": at - 1} if at > 1 else {})
 
 
+@pytest.mark.slow
 def test_a_backfill_that_another_overtakes_says_so_and_nothing_twice(live: Live) -> None:
     prompts = eight_groups(live, "overtaken")
     first = live.struck("overtaken-b", "SIGSTOP", 3)

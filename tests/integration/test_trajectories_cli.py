@@ -55,8 +55,8 @@ def test_the_newest_trajectories_are_listed_with_rewards_and_fates(told: Pool) -
     assert found["fates"] == [["told", "emitted", "size"]]
     line = claw("trajectories", "--run", "told", *where(told))
     assert "p1-t0  completed  2 steps  reward=1  told: emitted (size)" in line
-    assert json.loads(claw("trajectories", "--limit", "1", "--json", *where(told)))[0]["trajectory_uid"] == "p1-t0"
-    for nobody in (("--run", "nobody"), ("--task", "none"), ("--status", "failed")):
+    assert len(json.loads(claw("trajectories", "--limit", "1", "--json", *where(told)))) == 1
+    for nobody in (("--run", "nobody"), ("--run", "told", "--task", "none"), ("--run", "told", "--status", "failed")):
         assert json.loads(claw("trajectories", *nobody, "--json", *where(told))) == []
 
 
@@ -84,8 +84,10 @@ def test_one_trajectory_is_told_from_its_calls_to_its_batch(told: Pool) -> None:
 
 
 def test_what_is_not_there_or_not_clear_is_said(told: Pool) -> None:
-    with pytest.raises(UserError, match=r"say which with --run \(other, told\)"):
+    with pytest.raises(UserError, match="say which with --run") as refused:
         claw("show", "p1-t0", *where(told))
+    assert "other" in str(refused.value)
+    assert "told" in str(refused.value)
     with pytest.raises(UserError, match="has no trajectory nobody"):
         claw("show", "nobody", *where(told))
     with pytest.raises(UserError, match="claw migrate"):

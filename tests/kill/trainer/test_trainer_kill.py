@@ -89,6 +89,7 @@ def refusals(caplog: pytest.LogCaptureFixture) -> int:
     return sum("no Kafka broker answers" in getattr(record, "error", "") for record in caplog.records)
 
 
+@pytest.mark.slow
 def test_a_trainer_outlives_its_broker(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     port, controller = find_port(), find_port()
 
