@@ -41,7 +41,7 @@ test-vllm: setup  ## the gateway before a real vLLM on this machine's CPU
 chaos: setup  ## kill, pause and cut off stream workers under a long log (five minutes; CLAW_KILL_SEED=n repeats a run)
 	CLAW_KILL_LONG=1 $(BIN)/python -m pytest tests/kill/streams -s
 
-bench-gateway: setup  ## what the gateway adds to a call, beside other gateways (half an hour, on a quiet machine)
+bench-gateway: setup  ## what the gateway adds to a call, beside other gateways (forty minutes, on a quiet machine)
 	$(BIN)/python -m benchmarks.gateway_overhead --picture docs/gateway-overhead.svg --into docs/performance.md
 
 bench-streams: setup  ## how fast facts become ready groups, beside other pools (half an hour, on a quiet machine)

@@ -352,6 +352,7 @@ def profile(stand: Stand, folder: Path) -> None:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gateway_overhead", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the RL reply alone, about a minute")
+    parser.add_argument("--rounds", type=int, metavar="N", help="how often each case is measured; the median counts")
     parser.add_argument("--json", action="store_true", help="print one JSON document: machine, figures, ratios")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="write an SVG picture")
     parser.add_argument(
@@ -377,6 +378,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit 0 if our gateway was measured, 1 if it could not be."""
     arguments = _arguments(argv)
     effort = QUICK if arguments.quick else FULL
+    if arguments.rounds:
+        effort = replace(effort, rounds=arguments.rounds)
     report = Report(machine(("aiohttp", "aiokafka", "msgspec", "uvicorn", "uvloop", "httptools")))
     left_out: dict[str, str] = {}
     begun = time.monotonic()
