@@ -11,12 +11,12 @@ import msgspec
 import typer
 
 from claw_r1.cli.address import clickhouse_address, database_name
+from claw_r1.cli.sql import UNKNOWN_DATABASE, UNKNOWN_TABLE
 from claw_r1.clickhouse import ClickHouse, QueryRefused
 from claw_r1.errors import UserError
 from claw_r1.rewards.rollout import text_of
 
 Row = dict[str, Any]
-UNKNOWN_TABLE, UNKNOWN_DATABASE = 60, 81
 
 Clickhouse = Annotated[
     str | None, typer.Option("--clickhouse", help="ClickHouse URL (default: CLAW_CLICKHOUSE, or the running stack).")
