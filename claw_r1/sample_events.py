@@ -42,6 +42,8 @@ class StepSpan(_Part):
     end: int
     reward: float | None = None
     """Sum of the step's own rewards; None if it has none."""
+    source_reward: float | None = None
+    """What its sources say, where a decision says another reward; None: they say none, or no decision does."""
     link: LinkKind | None = None
     """How the step's prompt goes on from the step before it; None: the record is older than the field."""
     link_to: str | None = None

@@ -568,6 +568,7 @@ def _step_rewards(trajectory: TrajectoryState) -> dict[str, float]:
 def _span(node: Node, curation: Curation, reward: float | None) -> StepSpan:
     """`reward`: the step's own; None: it has none."""
     override = curation.step_rewards.get(node.step.step_id)
+    source = reward if override is not None and is_number(reward) else None
     if override is not None:
         reward = override.value
     return StepSpan(
@@ -576,6 +577,7 @@ def _span(node: Node, curation: Curation, reward: float | None) -> StepSpan:
         start=node.start,
         end=node.end,
         reward=reward if is_number(reward) else None,
+        source_reward=source,
         link=node.link.kind,
         link_to=None if node.link.to is None else node.link.to.step.step_id,
         differs_at=node.link.differs_at,

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from claw_r1.codec import pack_floats, unpack_floats
 from claw_r1.curation import Curation, curate, list_in_force
-from claw_r1.events import Decision, GroupReady, Member, Sample
+from claw_r1.events import Decision, GroupReady, Member, Sample, StepSpan
 from claw_r1.ids import split_group_id
 from claw_r1.picking import pick
 from claw_r1.recipes import Recipe
@@ -114,8 +114,8 @@ def _settle(
 ) -> _Standing:
     uid = member.trajectory_uid
     curation = curate(said, uid)
-    overridden = curate(before, uid).reward is not None
-    reward = member.source_reward if overridden else member.reward
+    then = curate(before, uid)
+    reward = member.reward if then.reward is None else member.source_reward
     if curation.reward is not None:
         reward = curation.reward.value
     standing = _Standing(member.model_copy(update={"reward": reward}), label=curation.label)
@@ -126,7 +126,7 @@ def _settle(
     elif reward is None:
         _without_reward(standing, recipe)
     elif samples:
-        standing.samples = _apply(samples, curation, reward)
+        standing.samples = _apply(samples, curation, then, reward)
         values = {"reward": reward, "tags": curation.tags, "quality": curation.quality}
         failing = None if curation.kept else _failing(recipe, "trajectory", values)
         if not standing.samples:
@@ -143,8 +143,8 @@ def _without_reward(standing: _Standing, recipe: Recipe) -> None:
         standing.discard("reward_missing")
 
 
-def _apply(samples: Sequence[Sample], curation: Curation, reward: float) -> list[Sample]:
-    """A trajectory's samples as its curation says; without those of which nothing is left to train."""
+def _apply(samples: Sequence[Sample], curation: Curation, then: Curation, reward: float) -> list[Sample]:
+    """A trajectory's samples as its curation says, `then` being that of its emission; without those of which nothing is left to train."""
     masked = [_mask(sample, curation.vetoed_steps) for sample in samples]
     left = [sample for sample in masked if 1 in sample.loss_mask]
     return [
@@ -155,16 +155,18 @@ def _apply(samples: Sequence[Sample], curation: Curation, reward: float) -> list
                 "reward": reward,
                 "tags": curation.tags,
                 "quality": curation.quality,
-                "spans": tuple(
-                    span.model_copy(update={"reward": curation.step_rewards[span.step_id].value})
-                    if span.step_id in curation.step_rewards
-                    else span
-                    for span in sample.spans
-                ),
+                "spans": tuple(_reward_span(span, curation, then) for span in sample.spans),
             }
         )
         for index, sample in enumerate(left)
     ]
+
+
+def _reward_span(span: StepSpan, curation: Curation, then: Curation) -> StepSpan:
+    said = span.source_reward if span.step_id in then.step_rewards else span.reward
+    override = curation.step_rewards.get(span.step_id)
+    update = (said, None) if override is None else (override.value, said)
+    return span.model_copy(update=dict(zip(("reward", "source_reward"), update, strict=True)))
 
 
 def _mask(sample: Sample, vetoed: frozenset[str]) -> Sample:

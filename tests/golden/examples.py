@@ -168,7 +168,17 @@ EXAMPLES: list[Event] = [
         sample_index=1,
         n_samples=2,
         spans=(
-            StepSpan(step_id="s1", step_index=1, start=1, end=2, reward=0.5, link="drift", link_to="s0", differs_at=1),
+            StepSpan(
+                step_id="s1",
+                step_index=1,
+                start=1,
+                end=2,
+                reward=0.5,
+                source_reward=0.25,
+                link="drift",
+                link_to="s0",
+                differs_at=1,
+            ),
         ),
         token_ids=pack_ids([1, 2]),
         loss_mask=b"\x00\x01",
