@@ -144,7 +144,7 @@ def _without_reward(standing: _Standing, recipe: Recipe) -> None:
 
 
 def _apply(samples: Sequence[Sample], curation: Curation, then: Curation, reward: float) -> list[Sample]:
-    """A trajectory's samples as its curation says, `then` being that of its emission; without those of which nothing is left to train."""
+    """A trajectory's samples as its curation says, `then` being that of its emission; without those with nothing to train."""
     masked = [_mask(sample, curation.vetoed_steps) for sample in samples]
     left = [sample for sample in masked if 1 in sample.loss_mask]
     return [

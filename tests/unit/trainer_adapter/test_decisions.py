@@ -214,6 +214,18 @@ def _rows(samples: Any) -> list[Any]:
     return [sample.model_dump(exclude={"sample_id"}) for sample in samples]
 
 
+def test_a_steps_override_that_was_emitted_is_undone_behind_it() -> None:
+    facts = list(a_group((1.0, 0.0), prompt_uid="g"))
+    step_id = next(f.step_id for f in facts if isinstance(f, Step) and f.trajectory_uid == "g-t0")
+    override = decide("override_reward", "g-t0", step_id=step_id, value=9.0)
+    undo = decide("undo", "g-t0", 1, undoes=override.fact_id)
+    emitted = emit(a_recipe(), [override], facts, [undo])
+    marker = next(e for e in emitted if isinstance(e, GroupReady))
+    samples = [e for e in emitted if isinstance(e, Sample)]
+    assert samples[0].spans[0].reward == 9.0
+    assert curate_group(marker, samples, [undo], a_recipe()).samples[0].spans[0].reward is None
+
+
 def test_an_override_that_was_emitted_is_undone_behind_it() -> None:
     override = decide("override_reward", "g-t0", value=9.0)
     undo = decide("undo", "g-t0", 1, undoes=override.fact_id)
