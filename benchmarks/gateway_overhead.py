@@ -314,13 +314,13 @@ def soak(stand: Stand, calls: int) -> list[dict[str, Value]]:
     return [summary, check_captured(stand, result.all_calls)]
 
 
-def profile(stand: Stand, folder: Path) -> None:
-    """Sample our gateway's stacks under load; tables on stdout, the stacks into `folder` (any flame graph tool reads them)."""
+def profile(stand: Stand, folder: Path, shape: str) -> None:
+    """Sample our gateway's stacks under load: tables on stdout, stacks into `folder` (any flame graph tool reads them)."""
     spy = environment("py-spy", say) / "py-spy"
     folder.mkdir(parents=True, exist_ok=True)
     pid = str(stand.gateways[OURS].process.pid)
     for connections in (1, HEADLINE[1]):
-        case = Case(HEADLINE[0], connections)
+        case = Case(shape, connections)
         out = folder / f"gateway-{case.shape}-c{connections}.txt"
         argv = [
             str(spy),
@@ -341,7 +341,9 @@ def profile(stand: Stand, folder: Path) -> None:
         if recorder.returncode:
             raise LeftOut(f"py-spy cannot look into the gateway: {errors.decode(errors='replace')[-300:]}")
         files, functions = shares(out.read_text().splitlines())
-        print(f"\n## RL reply, {connections} at once: {result.requests_per_s:,.0f} a second while watched ({out})")
+        print(
+            f"\n## {SHAPES[shape].words}, {connections} at once: {result.requests_per_s:,.0f} a second while watched ({out})"
+        )
         print("\n".join(lines_of("\nOwn time, by file", files, 25)))
         print("\n".join(lines_of("\nTime within, by function", functions, 60)))
 
@@ -359,6 +361,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--into", type=Path, metavar="FILE", help="write the tables between the marks of a document too"
     )
     parser.add_argument("--only", metavar="NAMES", help=f"gateways, separated by commas: {', '.join(KINDS)}")
+    parser.add_argument("--shape", choices=list(SHAPES), help="this shape alone, also for --quick and --profile")
     parser.add_argument(
         "--soak", type=int, metavar="N", help="N calls through our gateway alone: does its memory grow?"
     )
@@ -378,6 +381,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit 0 if our gateway was measured, 1 if it could not be."""
     arguments = _arguments(argv)
     effort = QUICK if arguments.quick else FULL
+    if arguments.shape:
+        connections = [case.connections for case in effort.cases if case.shape in (arguments.shape, HEADLINE[0])]
+        effort = replace(effort, cases=tuple(Case(arguments.shape, c) for c in sorted(set(connections))))
     if arguments.rounds:
         effort = replace(effort, rounds=arguments.rounds)
     report = Report(machine(("aiohttp", "aiokafka", "msgspec", "uvicorn", "uvloop", "httptools")))
@@ -388,7 +394,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if OURS in arguments.names and OURS in left_out:
                 raise LeftOut(left_out[OURS])
             if arguments.profile:
-                profile(stand, arguments.profile)
+                profile(stand, arguments.profile, arguments.shape or HEADLINE[0])
                 return 0
             if arguments.soak:
                 report.figures += soak(stand, arguments.soak)

@@ -26,14 +26,11 @@ class EventSplitter:
     def feed(self, data: bytes) -> list[bytes]:
         """The events that these bytes complete, with their line ends. Raises EventTooLarge."""
         data = self._rest + data if self._rest else data
-        events: list[bytes] = []
-        start = 0
-        for match in _BLANK_LINE.finditer(data):
-            if match.end() == len(data) and data.endswith(b"\r"):
-                break  # its LF may still come
-            events.append(data[start : match.end()])
-            start = match.end()
-        self._rest = data[start:]
+        if b"\r" not in data:  # as every engine writes
+            *events, self._rest = data.split(b"\n\n")
+            events = [event + b"\n\n" for event in events]
+        else:
+            events, self._rest = _split(data)
         if len(self._rest) > MAX_EVENT_BYTES:
             raise EventTooLarge(f"an event of the stream is larger than {MAX_EVENT_BYTES} bytes")
         return events
@@ -44,9 +41,21 @@ class EventSplitter:
         return rest
 
 
+def _split(data: bytes) -> tuple[list[bytes], bytes]:
+    events: list[bytes] = []
+    start = 0
+    for match in _BLANK_LINE.finditer(data):
+        if match.end() == len(data) and data.endswith(b"\r"):
+            break  # its LF may still come
+        events.append(data[start : match.end()])
+        start = match.end()
+    return events, data[start:]
+
+
 def event_data(event: bytes) -> bytes | None:
     """The data of an event, its lines joined by LF; None if it has none (a comment, for instance)."""
-    event = event.removeprefix(_BYTE_ORDER_MARK)  # which may begin a stream, and is no part of it
+    if event.startswith(_BYTE_ORDER_MARK):  # which may begin a stream, and is no part of it
+        event = event.removeprefix(_BYTE_ORDER_MARK)
     if event.startswith(b"data: ") and b"\n" not in (line := event[6:].rstrip(b"\r\n")) and b"\r" not in line:
         return line
     lines = [_value(line) for line in _LINE_END.split(event) if line == b"data" or line.startswith(b"data:")]

@@ -213,6 +213,8 @@ class ChatStream:
         self._choices: dict[int, _Growing] = {}
         self._captured = Captured()
         self._spoken = False
+        self._ended = 0
+        """Choices that have their finish reason."""
 
     @property
     def spoken(self) -> bool:
@@ -222,8 +224,7 @@ class ChatStream:
     @property
     def finished(self) -> bool:
         """Whether every choice has its finish reason."""
-        done = sum(1 for growing in self._choices.values() if growing.choice.finish_reason is not None)
-        return done >= self._n
+        return self._ended >= self._n
 
     def take(self, data: bytes) -> Mark:
         """Fold one event's data in."""
@@ -240,31 +241,43 @@ class ChatStream:
         captured.model = chunk.model or captured.model
         if isinstance(chunk.id, str):
             captured.response_id = chunk.id
-        captured.usage = read_usage(chunk.usage) or captured.usage
-        captured.prompt_json = captured.prompt_json or given(chunk.prompt_token_ids)
+        if chunk.usage is not None:
+            captured.usage = read_usage(chunk.usage) or captured.usage
+        if captured.prompt_json is None:
+            captured.prompt_json = given(chunk.prompt_token_ids)
         for choice in chunk.choices:
-            captured.prompt_json = captured.prompt_json or given(choice.prompt_token_ids)
+            if captured.prompt_json is None:
+                captured.prompt_json = given(choice.prompt_token_ids)
             self._grow(choice)
         return "usage" if chunk.usage and not chunk.choices else "delta"
 
     def _grow(self, chunk: _ChunkChoice) -> None:
-        growing = self._choices.setdefault(chunk.index, _Growing(choice=Choice(chunk.index)))
+        growing = self._choices.get(chunk.index)
+        if growing is None:
+            growing = self._choices[chunk.index] = _Growing(choice=Choice(chunk.index))
         if chunk.token_ids is not None:
-            growing.ids = growing.ids or []
-            growing.ids.extend(chunk.token_ids)
+            if growing.ids is None:
+                growing.ids = []
+            growing.ids += chunk.token_ids
             self._spoken = self._spoken or bool(chunk.token_ids)
         if chunk.logprobs is not None and chunk.logprobs.content is not None:
-            growing.log_probs = growing.log_probs or []
-            growing.log_probs.extend(entry.logprob for entry in chunk.logprobs.content)
-        if chunk.delta is not None:
-            _grow_message(growing, chunk.delta)
-            delta = chunk.delta
-            said = delta.content or delta.reasoning or delta.reasoning_content or delta.tool_calls
-            self._spoken = self._spoken or bool(said)
+            if growing.log_probs is None:
+                growing.log_probs = []
+            growing.log_probs += [entry.logprob for entry in chunk.logprobs.content]
+        delta = chunk.delta
+        if delta is not None:
+            _grow_message(growing, delta)
+            if not self._spoken:
+                said = delta.content or delta.reasoning or delta.reasoning_content or delta.tool_calls
+                self._spoken = bool(said)
         choice = growing.choice
-        choice.finish_reason = chunk.finish_reason or choice.finish_reason
-        choice.stop_reason = choice.stop_reason if chunk.stop_reason is None else read_stop_reason(chunk.stop_reason)
-        choice.versions = read_versions(chunk.weight_versions) or choice.versions
+        if chunk.finish_reason is not None:
+            self._ended += choice.finish_reason is None
+            choice.finish_reason = chunk.finish_reason
+        if chunk.stop_reason is not None:
+            choice.stop_reason = read_stop_reason(chunk.stop_reason)
+        if chunk.weight_versions is not None:
+            choice.versions = read_versions(chunk.weight_versions) or choice.versions
 
     def captured(self) -> Captured:
         """What the chunks up to now held."""
@@ -280,11 +293,13 @@ class ChatStream:
 def _grow_message(growing: _Growing, delta: _Delta) -> None:
     growing.role = delta.role or growing.role
     if delta.content is not None:
-        growing.content = growing.content or []
+        if growing.content is None:
+            growing.content = []
         growing.content.append(delta.content)
-    for name, text in (("reasoning", delta.reasoning), ("reasoning_content", delta.reasoning_content)):
-        if text is not None:
-            growing.reasoning.setdefault(name, []).append(text)
+    if delta.reasoning is not None:
+        growing.reasoning.setdefault("reasoning", []).append(delta.reasoning)
+    if delta.reasoning_content is not None:
+        growing.reasoning.setdefault("reasoning_content", []).append(delta.reasoning_content)
     for tool in delta.tool_calls or ():
         call = growing.tools.setdefault(
             tool.index, {"id": None, "type": "function", "function": {"name": "", "arguments": ""}}

@@ -11,7 +11,6 @@ Invariants:
 
 import asyncio
 import ssl
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
 from typing import Final, Self
@@ -58,7 +57,7 @@ class Reply:
         self.done = False
         """The last byte is here."""
         self.error: Exception | None = None
-        self._parts: deque[bytes] = deque()
+        self._parts: list[bytes] = []
         self._size = 0
         self._whole = False
         self._waiter: asyncio.Future[None] | None = None
@@ -79,12 +78,13 @@ class Reply:
             await self._wait()
 
     async def parts(self) -> AsyncIterator[bytes]:
-        """What comes, as it comes. Raises aiohttp.ClientError or TimeoutError."""
+        """What comes, as it comes: all that is here in one. Raises aiohttp.ClientError or TimeoutError."""
         while True:
             while self._parts:
-                part = self._parts.popleft()
-                self._size -= len(part)
-                if self._wire is not None and self._size < HIGH_WATER:
+                part = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+                self._parts.clear()
+                self._size = 0
+                if self._wire is not None:
                     self._wire.resume()
                 yield part
             if self.done:

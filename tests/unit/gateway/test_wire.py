@@ -151,6 +151,17 @@ def test_who_gives_up_closes_the_connection() -> None:
     play(test)
 
 
+def test_what_came_while_the_reader_was_away_is_one_part() -> None:
+    async def test() -> None:
+        async with a_pool(CHUNKED + b"3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n") as (pool, _):
+            reply = await ask(pool)
+            await wait_for(lambda: reply.done, "the answer is here")
+            assert [part async for part in reply.parts()] == [b"hello"]
+            assert reply._size == 0
+
+    play(test)
+
+
 def test_a_slow_reader_slows_the_engine_and_a_reply_has_its_bound() -> None:
     async def test() -> None:
         size = 64 * wire.HIGH_WATER
