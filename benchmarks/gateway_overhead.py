@@ -34,7 +34,7 @@ from benchmarks.gateways import (
 from benchmarks.load import Plan, Result
 from benchmarks.report import Report, Value, bars, between, machine, ratio, table
 from benchmarks.shapes import SHAPES
-from benchmarks.stacks import lines_of, shares
+from benchmarks.spy import sampled
 from claw_r1.bus import apply_topics
 from claw_r1.local.ports import find_port
 from claw_r1.local.stack import running_stack
@@ -279,13 +279,7 @@ def draw(figures: Sequence[dict[str, Value]]) -> str:
 
 def as_text(report: Report, effort: Effort) -> str:
     """Tables for people, one a case."""
-    where = report.machine
-    busy = ", ".join(str(load) for load in where["load_before"])
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    parts = [
-        f"{where['processor']}, {where['cores']} cores, {where['system']}, Python {where['python']}, {versions}. "
-        f"Load before the run: {busy}. Median of {effort.rounds} round(s) of {effort.seconds:g} s."
-    ]
+    parts = [f"{report.where()} Median of {effort.rounds} round(s) of {effort.seconds:g} s."]
     for case in effort.cases:
         mine = [f for f in report.figures if (f.get("shape"), f.get("connections")) == (case.shape, case.connections)]
         title = f"{SHAPES[case.shape].words}, {case.connections} at once"
@@ -316,36 +310,13 @@ def soak(stand: Stand, calls: int) -> list[dict[str, Value]]:
 
 def profile(stand: Stand, folder: Path, shape: str) -> None:
     """Sample our gateway's stacks under load: tables on stdout, stacks into `folder` (any flame graph tool reads them)."""
-    spy = environment("py-spy", say) / "py-spy"
-    folder.mkdir(parents=True, exist_ok=True)
-    pid = str(stand.gateways[OURS].process.pid)
+    pid = stand.gateways[OURS].process.pid
     for connections in (1, HEADLINE[1]):
-        case = Case(shape, connections)
-        out = folder / f"gateway-{case.shape}-c{connections}.txt"
-        argv = [
-            str(spy),
-            "record",
-            "--pid",
-            pid,
-            "--rate",
-            "500",
-            "--duration",
-            str(int(PROFILE_SECONDS)),
-            "--format",
-            "raw",
-        ]
-        recorder = subprocess.Popen([*argv, "--output", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        effort = Effort((), PROFILE_SECONDS, 1.0, 1, 60.0)
-        result = stand.measure(OURS, case, effort)
-        _, errors = recorder.communicate(timeout=60)
-        if recorder.returncode:
-            raise LeftOut(f"py-spy cannot look into the gateway: {errors.decode(errors='replace')[-300:]}")
-        files, functions = shares(out.read_text().splitlines())
-        print(
-            f"\n## {SHAPES[shape].words}, {connections} at once: {result.requests_per_s:,.0f} a second while watched ({out})"
-        )
-        print("\n".join(lines_of("\nOwn time, by file", files, 25)))
-        print("\n".join(lines_of("\nTime within, by function", functions, 60)))
+        with sampled(pid, PROFILE_SECONDS, folder / f"gateway-{shape}-c{connections}.txt", say):
+            result = stand.measure(OURS, Case(shape, connections), Effort((), PROFILE_SECONDS, 1.0, 1, 60.0))
+            print(
+                f"\n## {SHAPES[shape].words}, {connections} at once: {result.requests_per_s:,.0f} a second while watched"
+            )
 
 
 # --------------------------------------------------------------------------------------------------------- command line

@@ -31,6 +31,15 @@ class Report:
         """One JSON document: {"machine": {}, "figures": [], "ratios": {}}."""
         return json.dumps({"machine": self.machine, "figures": self.figures, "ratios": self.ratios}, indent=1)
 
+    def where(self) -> str:
+        """One line of it for people."""
+        busy = ", ".join(str(load) for load in self.machine["load_before"])
+        versions = ", ".join(f"{name} {version}" for name, version in self.machine["versions"].items())
+        return (
+            f"{self.machine['processor']}, {self.machine['cores']} cores, {self.machine['system']}, "
+            f"Python {self.machine['python']}, {versions}. Load before the run: {busy}."
+        )
+
 
 def percentile(ordered: Sequence[float], share: float) -> float | None:
     """The nearest-rank percentile of values in rising order, `share` in (0, 1]; None if there are none."""

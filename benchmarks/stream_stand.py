@@ -14,13 +14,14 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from benchmarks.gateways import Cores, LeftOut, end
+from benchmarks.stream_log import Template, batches, write
 from claw_r1 import bus, registry, topics
 from claw_r1.codec import header
 from claw_r1.local.ports import find_port
@@ -31,6 +32,8 @@ RECIPE = "benchmark"
 PARTITIONS = 6
 """Divided evenly by one, two and three workers: a worker takes at most the share of a partition that is rounded up."""
 START_TIMEOUT = 120.0
+FROZEN = "120s"
+"""Session time-out: the longest time for which a frozen worker waits for its log to be filled."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _READY = b"claw.group-ready.v1"
@@ -81,6 +84,32 @@ class Worker:
         return time.monotonic() - begun
 
 
+def start(
+    stage: str,
+    name: str,
+    settings: Mapping[str, str],
+    folder: Path,
+    stack: contextlib.ExitStack,
+    pin: Callable[[], None] | None = None,
+) -> Worker:
+    """A stage's process on a free port; the stack ends it."""
+    port = find_port()
+    log = folder / f"{name}.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", stage],
+            env={**os.environ, **settings, f"CLAW_{stage.upper()}_PORT": str(port)},
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=pin,
+        )
+    stack.callback(end, process)
+    return Worker(name, port, process, log)
+
+
 @dataclass
 class Stand:
     """A broker of its own, and the workers on it."""
@@ -95,27 +124,13 @@ class Stand:
 
     def start_worker(self, name: str = "w0", *, pinned: bool = True) -> Worker:
         """Started, not yet ready. A name that comes again is the same member of the group."""
-        port = find_port()
-        log = self.folder / f"{name}.log"
         settings = {
             "CLAW_KAFKA": self.kafka,
-            "CLAW_STREAMS_PORT": str(port),
             "CLAW_STREAMS_WORKER": name,
-            "CLAW_STREAMS_SESSION_TIMEOUT": "120s",  # for the longest time a frozen worker waits for its log to be filled
+            "CLAW_STREAMS_SESSION_TIMEOUT": FROZEN,
         }
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "streams"],
-                env={**os.environ, **settings, **self.env},
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=self.cores.pin_gateway if pinned else None,
-            )
-        worker = Worker(name, port, process, log)
-        self.stack.callback(end, process)
+        pin = self.cores.pin_gateway if pinned else None
+        worker = start("streams", name, settings | self.env, self.folder, self.stack, pin)
         self.workers.append(worker)
         return worker
 
@@ -139,6 +154,15 @@ def a_stand(cores: Cores, *, env: dict[str, str] | None = None) -> Iterator[Stan
         kafka = stack.enter_context(running_stack(folder / "stack", processes=("kafka",))).kafka
         asyncio.run(bus.apply_topics(kafka, topics.all_topics(PARTITIONS)))
         yield Stand(folder, kafka, cores, stack, env=env or {})
+
+
+async def fill(kafka: str, template: Template, series: str, groups: int, *, side_by_side: int = 50) -> int:
+    """Write many groups to the log as fast as it takes them; how many facts."""
+    producer = await bus.start_producer(kafka, client_id="benchmark-writer")
+    try:
+        return await write(producer, batches(template, series, groups, side_by_side=side_by_side), PARTITIONS)
+    finally:
+        await bus.stop_producer(producer)
 
 
 class Reader:

@@ -7,7 +7,6 @@ core for itself; the broker, the writer and the reader have the other.
 import argparse
 import asyncio
 import contextlib
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,16 +16,16 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import pools, stream_log
-from benchmarks.gateways import PIN_WARNING, Cores, LeftOut, environment
+from benchmarks.gateways import PIN_WARNING, Cores, LeftOut
 from benchmarks.report import Report, Value, between, machine, percentile, ratio, table
-from benchmarks.stacks import lines_of, shares
-from benchmarks.stream_log import STEPS, TRAJECTORIES, Plan, Template, batches, name_of, write
-from benchmarks.stream_stand import PARTITIONS, Reader, Stand, Worker, a_stand
+from benchmarks.spy import sampled
+from benchmarks.stream_log import STEPS, TRAJECTORIES, Plan, name_of, write
+from benchmarks.stream_stand import PARTITIONS, Reader, Stand, Worker, a_stand, fill
 from claw_r1 import bus
 
 STEPS_OF_GROUP: Final = STEPS * TRAJECTORIES
 PARTS: Final = ("rate", "latency", "workers", "gap", "rebuild", "groups", "pools")
-PROFILE_SECONDS: Final = 15
+PROFILE_SECONDS: Final = 15.0
 
 
 @dataclass(frozen=True)
@@ -73,15 +72,6 @@ class Drained:
             "cpu_us_per_event": 1e6 * self.cpu / self.facts,
             "steps_per_cpu_s": steps / self.cpu,
         }
-
-
-async def fill(kafka: str, template: Template, series: str, groups: int, *, side_by_side: int = 50) -> int:
-    """Write many groups to the log as fast as it takes them; how many facts."""
-    producer = await bus.start_producer(kafka, client_id="benchmark-writer")
-    try:
-        return await write(producer, batches(template, series, groups, side_by_side=side_by_side), PARTITIONS)
-    finally:
-        await bus.stop_producer(producer)
 
 
 async def drain(stand: Stand, reader: Reader, workers: Sequence[Worker], series: str, groups: int) -> Drained:
@@ -279,8 +269,6 @@ async def measure_groups(stand: Stand, effort: Effort, number: int) -> dict[str,
 
 async def profile(stand: Stand, folder: Path) -> None:
     """Sample a worker that runs at full speed; tables on stdout, the stacks into `folder`."""
-    spy = environment("py-spy", say) / "py-spy"
-    out = folder / "streams.txt"
     worker = stand.started_worker()
     await stand.apply_recipe()
     async with Reader(stand.kafka) as reader:
@@ -288,12 +276,8 @@ async def profile(stand: Stand, folder: Path) -> None:
         worker.freeze()
         await fill(stand.kafka, stream_log.whole(), "a", 6_000)
         worker.thaw()
-        argv = [str(spy), "record", "--pid", str(worker.process.pid), "--rate", "500", "--format", "raw"]
-        argv += ["--duration", str(PROFILE_SECONDS), "--output", str(out)]
-        await asyncio.to_thread(subprocess.run, argv, check=True, capture_output=True)
-    files, functions = shares(out.read_text().splitlines())
-    print("\n".join(lines_of(f"\nOwn time, by file ({out})", files, 25)))
-    print("\n".join(lines_of("\nTime within, by function", functions, 60)))
+        with sampled(worker.process.pid, PROFILE_SECONDS, folder / "streams.txt", say):
+            await asyncio.sleep(PROFILE_SECONDS)
 
 
 # --------------------------------------------------------------------------------------------------------- command line
@@ -358,13 +342,7 @@ _MARKS: Final = {
 
 def as_text(report: Report) -> str:
     """Tables for people."""
-    where = report.machine
-    busy = ", ".join(str(load) for load in where["load_before"])
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    parts = [
-        f"{where['processor']}, {where['cores']} cores, {where['system']}, Python {where['python']}, {versions}. "
-        f"Load before the run: {busy}."
-    ]
+    parts = [report.where()]
     for title, columns in COLUMNS.items():
         if mine := [f for f in report.figures if _MARKS[title] in f]:
             parts.append(f"### {title}\n\n{table(mine, columns)}")
@@ -409,7 +387,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     begun = time.monotonic()
     try:
         if arguments.profile:
-            arguments.profile.mkdir(parents=True, exist_ok=True)
             with a_stand(cores) as stand:
                 asyncio.run(profile(stand, arguments.profile))
             return 0

@@ -97,16 +97,21 @@ async def find_position(consumer: AIOKafkaConsumer, tp: TopicPartition) -> int |
 
 
 async def poll(
-    consumer: AIOKafkaConsumer, stop: asyncio.Event, *, seconds: float, most: int
+    consumer: AIOKafkaConsumer,
+    stop: asyncio.Event,
+    *,
+    seconds: float,
+    most: int,
+    until: asyncio.Future[None] | None = None,
 ) -> dict[TopicPartition, list[ConsumerRecord]]:
-    """At most so many records that came within so many seconds; none once `stop` is set.
+    """At most so many records that came within so many seconds; none once `stop` is set, or `until` is done.
 
     Raises OffsetOutOfRangeError if the log no longer has what comes next.
     """
     records = asyncio.ensure_future(consumer.getmany(timeout_ms=int(seconds * 1000), max_records=most))
     stopped = asyncio.ensure_future(stop.wait())
     try:
-        await asyncio.wait({records, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({records, stopped, *([] if until is None else [until])}, return_when=asyncio.FIRST_COMPLETED)
         return records.result() if records.done() else {}
     except NoOffsetForPartitionError:
         return {}  # fetched before the seek of a new partition

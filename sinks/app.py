@@ -2,12 +2,14 @@
 
 The order for a partition is always: buffer, commit the promise (fenced by the group), insert, dead-letter, commit the next
 offset. Whatever breaks off in between is done again by the next owner of the partition as the same range with the same
-tokens. Invariants: no insert without an acknowledged promise; the group cannot rebalance in the middle of a flush, since the
-flush holds the lock that giving up partitions waits for; buffers are bounded by the limits plus one poll.
+tokens. While one range is inserted the next is read. Invariants: no insert without an acknowledged promise; the group cannot
+rebalance in the middle of a flush, since the flush holds the lock that giving up partitions waits for; a partition buffers at
+most two ranges, each bounded by the limits plus one poll; where a promise was inherited nothing is read beside its flush.
 """
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import re
@@ -39,6 +41,8 @@ POLL_SECONDS: Final = 0.5
 METADATA_AGE_MS: Final = 2000
 """A new recipe's topic is found after this."""
 FETCH_AHEAD_BYTES: Final = 2 * 2**20
+GARBAGE: Final = (50_000, 20, 100)
+"""Buffers are many tuples that live for a second and make no cycles: Python's own thresholds look through them all the time."""
 BUSIEST: Final = 1.0
 """Under load a flush waits up to this many seconds, so that inserting takes at most a fifth of the time."""
 
@@ -65,6 +69,8 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         self._dead_letters = DeadLetters(settings.kafka)
         self._last_flush = 0.0
         self._backoff = 0.0
+        self._flushing: asyncio.Task[None] | None = None
+        """A flush that runs while the next ranges are read."""
         self._again = False
         """A flush failed and is to be repeated before anything else is read."""
         self._consumer: AIOKafkaConsumer
@@ -141,12 +147,21 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
                 max_partition_fetch_bytes=FETCH_AHEAD_BYTES,
             )
             closing.push_async_callback(self._leave)
+            closing.push_async_callback(self._give_up)
             self._waiting = "waiting for partitions"
             self._consumer.subscribe(pattern=topic_pattern(), listener=self)
             while not self._stop.is_set():
                 await self._step()
             with contextlib.suppress(RetryableError):  # promised by then, and stored by the next start
-                await self._flush([tp for tp, partition in self._partitions.items() if partition.count])
+                await self._settle()
+                await self._flush(
+                    {tp: partition for tp, partition in self._partitions.items() if partition.range.count}
+                )
+
+    async def _give_up(self) -> None:
+        if self._flushing is not None:
+            self._flushing.cancel()
+            await asyncio.wait([self._flushing])
 
     async def _leave(self) -> None:
         await bus.stop_consumer(self._consumer, deadline=BROKER_DEADLINE)
@@ -161,26 +176,40 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _step(self) -> None:
         try:
+            if self._flushing is not None and (self._flushing.done() or self._is_full()):
+                await self._settle()
             if self._joined is not None:
                 await self._resume(self._joined)
             for tp, records in (await self._poll()).items():
                 self._take(tp, records)
-            if due := await self._list_due():
-                await self._flush(due)
-                self._backoff = 0.0
-                self._waiting = None if self._partitions else self._waiting
-            self._again = False
+            if self._flushing is None and (due := await self._list_due()):
+                alone = self._again or any(partition.promised for partition in due.values())
+                self._flushing = asyncio.create_task(self._flush(due))
+                if alone:
+                    await self._settle()
         except RetryableError as error:
             await self._wait_for_return(error)
         self._report_lag()
 
-    async def _list_due(self) -> list[TopicPartition]:
+    async def _settle(self) -> None:
+        """Wait for the flush that runs, if there is one. Raises what it raises."""
+        flushing, self._flushing = self._flushing, None
+        if flushing is not None:
+            await flushing
+            self._again = False
+            self._backoff = 0.0
+            self._waiting = None if self._partitions else self._waiting
+
+    def _is_full(self) -> bool:
+        return any(partition.pending.fills(self._limits) for partition in self._partitions.values())
+
+    async def _list_due(self) -> dict[TopicPartition, Partition]:
         now = time.monotonic()
-        due = []
+        due = {}
         for tp, partition in list(self._partitions.items()):
             reached = await membership.find_position(self._consumer, tp) if partition.promised else None
             if partition.due(now, self._limits, reached or 0):
-                due.append(tp)
+                due[tp] = partition
         return due
 
     async def _poll(self) -> dict[TopicPartition, list[ConsumerRecord]]:
@@ -188,13 +217,17 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         if self._again:
             return {}
         try:
-            return await membership.poll(self._consumer, self._stop, seconds=self._poll_seconds(), most=POLL_RECORDS)
+            return await membership.poll(
+                self._consumer, self._stop, seconds=self._poll_seconds(), most=POLL_RECORDS, until=self._flushing
+            )
         except OffsetOutOfRangeError as error:
             raise LostRecords(f"the log no longer has what is to be stored next: {error}") from error
 
     def _poll_seconds(self) -> float:
+        if self._flushing is not None:
+            return POLL_SECONDS
         now = time.monotonic()
-        waits = [p.since + self._limits.age - now for p in self._partitions.values() if p.count]
+        waits = [p.range.since + self._limits.age - now for p in self._partitions.values() if p.range.count]
         return min(POLL_SECONDS, max(0.0, min(waits, default=POLL_SECONDS)))
 
     @property
@@ -237,10 +270,10 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
 
     # ------------------------------------------------------------------------------------------------------------ flush
 
-    async def _flush(self, due: list[TopicPartition]) -> None:
+    async def _flush(self, due: dict[TopicPartition, Partition]) -> None:
         """Store what these partitions hold. Raises RetryableError: then the promise stands, and it is to be called again."""
         async with self._lock:
-            partitions = {tp: self._partitions[tp] for tp in due if tp in self._partitions}
+            partitions = {tp: partition for tp, partition in due.items() if self._partitions.get(tp) is partition}
             if not partitions:
                 return
             started = time.monotonic()
@@ -250,9 +283,9 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
                 )
                 self._at("promised")
                 await insert_promised(self._clickhouse, partitions.values(), self._at)
-                await self._bury([dead for partition in partitions.values() for dead in partition.dead])
+                await self._bury([dead for partition in partitions.values() for dead in partition.range.dead])
                 for tp, partition in partitions.items():
-                    metrics.SINKS_RECORDS.labels(tp.topic).inc(partition.count)
+                    metrics.SINKS_RECORDS.labels(tp.topic).inc(partition.range.count)
                 commits = {tp: partition.stored() for tp, partition in partitions.items()}
                 # Before anything else is read: what came past a promised range was not taken.
                 for tp in self._overshot.intersection(partitions):
@@ -275,7 +308,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _wait_for_return(self, error: RetryableError) -> None:
         """Back off: 0.2 s, doubling up to 5 s."""
-        self._again = any(partition.promised and partition.count for partition in self._partitions.values())
+        self._again = any(partition.promised and partition.range.count for partition in self._partitions.values())
         self._backoff = min(5.0, self._backoff * 2 or 0.2)
         self._waiting = f"retrying: {error}"
         metrics.SINKS_RETRIES.labels("unavailable").inc()
@@ -287,12 +320,14 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         for tp in self._consumer.assignment().intersection(self._partitions):
             partition, end = self._partitions[tp], self._consumer.last_stable_offset(tp)
             if end is not None and end >= 0:
-                lag = max(0, end - partition.first) if partition.count or partition.promised else 0
+                lag = max(0, end - partition.first) if partition.range.count or partition.promised else 0
                 metrics.SINKS_LAG.labels(tp.topic, str(tp.partition)).set(lag)
 
 
 async def run(settings: SinksSettings, stop: asyncio.Event) -> None:
     """A sink with its health pages, until `stop`."""
+    gc.freeze()  # what was made at the start lives as long as the process
+    gc.set_threshold(*GARBAGE)
     sink = Sink(settings, stop)
     health = HealthServer(settings.host, settings.port, sink.why_not_ready)
     await health.start()

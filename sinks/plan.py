@@ -2,10 +2,12 @@
 
 The committed offset of a partition is the first record that is not stored; its metadata is the plan. A plan that says
 `last` is a promise: the records [offset, last] are inserted as exactly that range, by whoever owns the partition next, so
-that a repeated insert carries the same token. `generation` is made when a partition has no plan yet (a new topic of an old
+that a repeated insert carries the same token. What comes while a promise is kept waits in a buffer of its own and is the next
+range. `generation` is made when a partition has no plan yet (a new topic of an old
 name, a group that was reset) and goes into every token, so that no token of another life of the partition is met again.
 
-Invariants: rows below `first` are in the pool; buffered offsets only rise; nothing past a promised `last` enters its range.
+Invariants: rows below `first` are in the pool; buffered offsets only rise; nothing past a promised `last` enters its range;
+past an inherited promise, whose records are still being read again, nothing is taken at all.
 """
 
 import json
@@ -48,6 +50,25 @@ _VERSION: Final = 1
 
 
 @dataclass
+class Buffer:
+    """The records of one range, as they will be inserted."""
+
+    rows: Rows = field(default_factory=dict)
+    dead: list[Dead] = field(default_factory=list)
+    count: int = 0
+    """Records, also those that became no row."""
+    bytes: int = 0
+    since: float = 0.0
+    """When the oldest record came, on the monotonic clock."""
+
+    def passes(self, limits: Limits, now: float) -> bool:
+        return self.count > 0 and (self.fills(limits) or now - self.since >= limits.age)
+
+    def fills(self, limits: Limits) -> bool:
+        return self.count >= limits.rows or self.bytes >= limits.bytes
+
+
+@dataclass
 class Partition:
     """One assigned partition: what is stored, what is promised, what is buffered."""
 
@@ -56,13 +77,10 @@ class Partition:
     first: int
     generation: str
     last: int | None = None
-    rows: Rows = field(default_factory=dict)
-    dead: list[Dead] = field(default_factory=list)
-    count: int = 0
-    """Records in the buffer, also those that became no row."""
-    bytes: int = 0
-    since: float = 0.0
-    """When the oldest buffered record came, on the monotonic clock."""
+    range: Buffer = field(default_factory=Buffer)
+    """From `first` on; up to `last` if that is promised."""
+    following: Buffer | None = None
+    """What came past a range that was promised when it was whole."""
     next: int = 0
     """The lowest offset that may come next."""
 
@@ -90,36 +108,39 @@ class Partition:
     def promised(self) -> bool:
         return self.last is not None
 
+    @property
+    def pending(self) -> Buffer:
+        """Where a record goes that is taken now."""
+        return self.range if self.following is None else self.following
+
     def wants(self, offset: int) -> bool:
-        """Whether the record belongs into the buffer: not seen before, and not past a promised range."""
-        return offset >= self.next and (self.last is None or offset <= self.last)
+        """Whether the record is to be taken: not seen before, and not past a promised range that is read again."""
+        return offset >= self.next and (self.last is None or self.following is not None or offset <= self.last)
 
     def take(
         self, offset: int, size: int, now: float, rows: list[tuple[str, tuple[Any, ...]]], dead: Dead | None = None
     ) -> None:
         """Buffer a record that is wanted: its rows (none if it becomes none), or why it is dead."""
-        if self.count == 0:
-            self.since = now
-        self.count += 1
-        self.bytes += size
+        buffer = self.pending
+        if buffer.count == 0:
+            buffer.since = now
+        buffer.count += 1
+        buffer.bytes += size
         self.next = offset + 1
         for table, row in rows:
-            self.rows.setdefault(table, []).append(row)
+            buffer.rows.setdefault(table, []).append(row)
         if dead is not None:
-            self.dead.append(dead)
+            buffer.dead.append(dead)
 
     def due(self, now: float, limits: Limits, reached: int) -> bool:
         """Whether to flush: the promised range is whole (`reached`: the next offset to come), or a limit is passed."""
-        if self.last is not None:
-            return reached > self.last
-        return self.count > 0 and (
-            self.count >= limits.rows or self.bytes >= limits.bytes or now - self.since >= limits.age
-        )
+        return self.range.passes(limits, now) if self.last is None else reached > self.last
 
     def promise(self) -> Commit:
         """Fix the range that is buffered now; to be committed before its insert, and as often as one likes."""
         if self.last is None:
             self.last = self.next - 1
+            self.following = Buffer()
         return Commit(self.first, _write_metadata(self.generation, self.last))
 
     def token(self, table: str) -> str:
@@ -129,9 +150,10 @@ class Partition:
     def stored(self) -> Commit:
         """Everything promised is in the pool: forget it, and say what to commit."""
         assert self.last is not None, "nothing was promised"
-        self.first = self.next = self.last + 1
+        self.first = self.last + 1
+        self.next = max(self.next, self.first)
         self.last = None
-        self.rows, self.dead, self.count, self.bytes = {}, [], 0, 0
+        self.range, self.following = self.following or Buffer(), None
         return Commit(self.first, _write_metadata(self.generation, None))
 
 

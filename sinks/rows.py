@@ -7,7 +7,6 @@ what an event becomes raises ROWS_VERSION, so that a range cut again under the n
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from typing import Any, Final, Literal, NamedTuple
@@ -50,15 +49,21 @@ class Column(NamedTuple):
 
     name: str
     kind: Kind
-    get: Callable[[Any], Any]
+    get: Callable[[Any], Any] | str
+    """A string names an attribute; `a.b` one of an attribute's."""
 
 
-@dataclass(frozen=True)
 class Table:
     """A table that the sink fills, without the columns of the place."""
 
-    name: str
-    columns: tuple[Column, ...]
+    def __init__(self, name: str, columns: Iterable[Column]) -> None:
+        self.name = name
+        # Attributes first: one call of a getter in C reads them all.
+        self.columns = tuple(sorted(columns, key=lambda column: callable(column.get)))
+        paths = [column.get for column in self.columns if isinstance(column.get, str)]
+        assert len(paths) > 1, "a getter of one attribute gives no tuple"
+        self._attributes = attrgetter(*paths)
+        self._computed = [column.get for column in self.columns if callable(column.get)]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -70,7 +75,7 @@ class Table:
 
     def row(self, source: Any, place: Place) -> tuple[Any, ...]:
         """Raises OverflowError for an integer that its column cannot hold."""
-        row = (*[column.get(source) for column in self.columns], *place)
+        row: tuple[Any, ...] = (*self._attributes(source), *[get(source) for get in self._computed], *place)
         for index, largest, smallest in self._bounds:
             value = row[index]
             if value is not None and not smallest <= value <= largest:
@@ -92,7 +97,7 @@ class CutGroup(NamedTuple):
 
 
 def _column(name: str, kind: Kind, get: Callable[[Any], Any] | str | None = None) -> Column:
-    return Column(name, kind, attrgetter(get or name) if not callable(get) else get)
+    return Column(name, kind, get or name)
 
 
 def _texts(*names: str) -> list[Column]:

@@ -91,7 +91,7 @@ async def insert_promised(clickhouse: ClickHouse, partitions: Iterable[Partition
             metrics.SINKS_ROWS.labels(name).inc(len(rows))
             at("inserted")
 
-    inserts = [insert(partition, name, rows) for partition in partitions for name, rows in partition.rows.items()]
+    inserts = [insert(partition, name, rows) for partition in partitions for name, rows in partition.range.rows.items()]
     # All of them are waited for, so that none is still on its way when the range is tried again or given up.
     for result in await asyncio.gather(*inserts, return_exceptions=True):
         if isinstance(result, BaseException):

@@ -35,7 +35,7 @@ class World:
         return Partition.resume("t/0", self.committed, 0, self.end, fresh=f"life{self.lives}")
 
     def insert(self, table: str, partition: Partition) -> None:
-        rows = [row[0] for row in partition.rows.get(table, [])]
+        rows = [row[0] for row in partition.range.rows.get(table, [])]
         token = partition.token(table)
         if token in self.tokens:
             assert self.tokens[token] == rows, "another insert under the same token"
@@ -60,14 +60,14 @@ def test_crashes_lose_nothing_and_double_nothing(data: st.DataObject, offsets: l
     world = World(offsets)
     for _life in range(data.draw(st.integers(0, 12))):
         crash = data.draw(st.sampled_from([*STEPS, "never"]))
-        live(world, crash, data.draw(st.integers(1, 7)), rounds=3)
+        live(world, crash, data.draw(st.integers(1, 7)), rounds=3, beside=data.draw(st.integers(0, 4)))
     live(world, "never", 5, rounds=200)
     assert sorted(world.pool["steps"] + world.pool["rewards"]) == offsets
     assert (world.committed.offset if world.committed else 0) == world.end
 
 
-def live(world: World, crash: str, most: int, rounds: int) -> None:
-    """One owner of the partition, which dies before the named step of a flush."""
+def live(world: World, crash: str, most: int, rounds: int, beside: int = 0) -> None:
+    """One owner of the partition, which dies before the named step of a flush and reads `beside` records after each step."""
     partition = world.resume()
     for _round in range(rounds):
         reached = feed(world, partition, most)
@@ -84,6 +84,8 @@ def live(world: World, crash: str, most: int, rounds: int) -> None:
                 world.committed = partition.stored()
             else:
                 world.insert(step.removeprefix("insert "), partition)
+            if partition.following is not None:
+                feed(world, partition, beside)
 
 
 @given(data=st.data(), offsets=st.lists(st.integers(0, 30), unique=True, min_size=1, max_size=20).map(sorted))
@@ -103,10 +105,14 @@ def test_a_promise_does_not_grow() -> None:
     partition.take(0, 1, 0.0, [])
     partition.take(4, 1, 0.0, [])
     first = partition.promise()
-    assert not partition.wants(5)
+    partition.take(5, 1, 7.0, [("steps", (5,))])
     assert partition.promise() == first
     assert partition.token("steps") == f"t/0/g/0-4/steps/r{ROWS_VERSION}"
+    assert partition.range.count == 2
     assert partition.stored().offset == 5
+    assert (partition.range.rows, partition.range.since, partition.next) == ({"steps": [(5,)]}, 7.0, 6)
+    partition.promise()
+    assert partition.token("steps") == f"t/0/g/5-5/steps/r{ROWS_VERSION}"
 
 
 def test_limits() -> None:
@@ -153,9 +159,9 @@ def test_dead_letters_go_with_their_range() -> None:
     partition.take(0, 1, 0.0, [], dead)
     assert partition.due(1.0, LIMITS, 1)
     partition.promise()
-    assert partition.dead == [dead]
+    assert partition.range.dead == [dead]
     partition.stored()
-    assert partition.dead == []
+    assert partition.range.dead == []
 
 
 def test_invalid_records_are_borne_until_there_are_too_many() -> None:
