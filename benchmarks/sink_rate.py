@@ -224,11 +224,11 @@ async def _probe(stand: Stand, pool: ClickHouse, what: str, series: str, probes:
 def conversations() -> Template:
     """Conversations of twelve turns, side by side; tokens as frequent as words are, by Zipf's law (exponent 1)."""
     rng, pick = random.Random(7), np.random.default_rng(7)
-    weights = 1 / np.arange(1, VOCABULARY + 1)
+    shares = np.cumsum(1 / np.arange(1, VOCABULARY + 1))
     ids = pick.permutation(VOCABULARY)
 
     def draw(number: int) -> bytes:
-        return pack_ids(ids[pick.choice(VOCABULARY, number, p=weights / weights.sum())].tolist())
+        return pack_ids(ids[np.searchsorted(shares, pick.random(number) * shares[-1])].tolist())
 
     facts: list[GroupFact] = []
     for place in range(CONVERSATIONS):

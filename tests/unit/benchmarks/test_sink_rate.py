@@ -8,14 +8,15 @@ from claw_r1.events import Step
 
 
 def test_conversations_have_their_turns_and_frequent_tokens() -> None:
-    steps = [decode(raw.headers, raw.value) for raw in conversations().records("z00000000")[: 2 * TURNS]]
-    assert len(conversations()) == CONVERSATIONS * TURNS
+    template = conversations()
+    assert len(template) == CONVERSATIONS * TURNS
+    steps = [decode(raw.headers, raw.value) for raw in template.records("z00000000")[: 2 * TURNS]]
     first = [step for step in steps if isinstance(step, Step) and step.trajectory_uid == "z00000000-t0"]
     assert [step.depth for step in first] == list(range(TURNS))
     assert [step.parent_step_id for step in first[1:]] == [step.step_id for step in first[:-1]]
     tokens = [int(token) for step in first for token in unpack_ids(step.response_ids)]
     assert len(tokens) == TURNS * 300
-    assert len(set(tokens)) < len(tokens) // 2, "frequent tokens come again"
+    assert len(set(tokens)) < 0.6 * len(tokens), "frequent tokens come again"
 
 
 def test_steps_alone_are_the_steps_of_a_group() -> None:
