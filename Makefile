@@ -38,8 +38,8 @@ test-vllm: setup  ## the gateway before a real vLLM on this machine's CPU
 	@$(BIN)/python -m tests.vllm.install
 	$(BIN)/python -m pytest -m vllm tests/vllm
 
-chaos: setup  ## kill, pause and cut off stream workers under a long log (five minutes; CLAW_KILL_SEED=n repeats a run)
-	CLAW_KILL_LONG=1 $(BIN)/python -m pytest tests/kill/streams -s
+chaos: setup  ## kill, pause and cut off stream workers, sinks and the engine under load (seven minutes; CLAW_KILL_SEED=n repeats a run)
+	CLAW_KILL_LONG=1 $(BIN)/python -m pytest tests/kill/streams tests/kill/sinks -s
 
 bench-gateway: setup  ## what the gateway adds to a call, beside other gateways (forty minutes, on a quiet machine)
 	$(BIN)/python -m benchmarks.gateway_overhead --picture docs/gateway-overhead.svg --into docs/performance.md

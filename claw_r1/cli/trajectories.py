@@ -25,7 +25,7 @@ Database = Annotated[str | None, typer.Option("--database", help="Database of th
 Timeout = Annotated[float, typer.Option("--timeout", min=0.1, help="Longest wait, seconds.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
-_NEWEST: Final = """
+NEWEST: Final = """
 WITH newest AS (
     SELECT run_id, prompt_uid, group_id, trajectory_uid, channel, task_id, status, complete, length(step_ids) AS steps,
         rewards, append_time AS ended
@@ -94,7 +94,7 @@ def trajectories(
 ) -> None:
     """List the trajectories that ended last, with rewards and what became of them under each recipe."""
     asked = {"run": run, "task": task, "status": status, "limit": limit}
-    found = asyncio.run(_ask(clickhouse, database, timeout, _NEWEST, asked))
+    found = asyncio.run(_ask(clickhouse, database, timeout, NEWEST, asked))
     if as_json:
         print(_json(found))
         return

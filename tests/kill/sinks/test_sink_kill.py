@@ -1,60 +1,18 @@
 """The sink, or the engine under it, dies at every point of a flush: what was acknowledged is in the pool, each once."""
 
-import asyncio
 import signal
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from claw_r1 import bus, topics
-from claw_r1.local.ports import find_port
-from claw_r1.local.stack import BACKENDS, RunningStack, running_stack
+from claw_r1.local.stack import RunningStack
 from claw_r1.local.state import Identity
-from sinks import migrations
 from tests.conftest import wait_until
-from tests.factories import a_group
-from tests.pool import Located, Pool, write
+from tests.kill.sinks.play import GROUPS, a_burst, a_pool, a_sink, check_stored
+from tests.pool import write
 from tests.workers import Worker, workers
 
 pytestmark = [pytest.mark.stack, pytest.mark.kill]
-
-GROUPS, FACTS = 40, 64
-"""Groups of a burst, and the facts of each: 8 trajectories of 3 steps, with reward and end."""
-
-
-@pytest.fixture(scope="module")
-def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """A broker and an engine of these tests' own, since they are killed."""
-    with running_stack(tmp_path_factory.mktemp("sinks"), processes=BACKENDS) as stack:
-        asyncio.run(bus.apply_topics(stack.kafka, topics.all_topics()))
-        yield stack
-
-
-def a_sink(stack: RunningStack, log: Path, database: str, stage: str = "sinks", **over: Any) -> Worker:
-    settings: dict[str, Any] = {"clickhouse": stack.clickhouse, "kafka": stack.kafka, "database": database}
-    settings |= {"sinks_port": find_port(), "sinks_group": database, "sinks_flush_rows": 300}
-    return Worker(stage, log, **(settings | over))
-
-
-def a_burst(run: str, first: int = 0) -> list[Located]:
-    facts = [a_group([1.0] * 8, run_id=run, prompt_uid=f"p{number}") for number in range(first, first + GROUPS)]
-    return [(topics.EVENTS, fact) for group in facts for fact in group]
-
-
-def a_pool(stack: RunningStack, name: str) -> Pool:
-    asyncio.run(migrations.apply(stack.clickhouse, name))
-    return Pool(stack.clickhouse, name)
-
-
-def check_stored(pool: Pool, run: str, groups: int) -> None:
-    """Every fact of the run's groups is there, once."""
-    wanted = {"steps": 24, "step_tokens": 24, "calls": 24, "rewards": 8, "trajectory_events": 8, "trajectory_lookup": 8}
-    pool.wait_for(f"SELECT count() FROM trajectory_events FINAL WHERE run_id = '{run}'", 8 * groups, timeout=90)
-    for table, number in wanted.items():
-        pool.wait_for(f"SELECT count() FROM {table} FINAL WHERE run_id = '{run}'", number * groups)
-    pool.check_once(tuple(wanted))
 
 
 @pytest.mark.parametrize("point", ["promised", "inserted", "inserted all", "stored"])

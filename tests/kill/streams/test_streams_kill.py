@@ -1,11 +1,6 @@
-"""Stream workers are killed, paused and left without their broker: each group of each recipe has one fate all the same.
-
-`CLAW_KILL_SEED=n` repeats a run, `CLAW_KILL_LONG=1` plays the long form (`make chaos`).
-"""
+"""Stream workers are killed, paused and left without their broker: each group of each recipe has one fate all the same."""
 
 import asyncio
-import os
-import random
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -18,15 +13,13 @@ from claw_r1.local.stack import RunningStack, running_stack
 from claw_r1.local.state import Identity
 from tests.conftest import wait_until
 from tests.factories import a_group, a_recipe
+from tests.kill.form import LONG, SEED, show
 from tests.kill.streams.chaos import Chaos, Shape, check
 from tests.log import Emitted, read_emitted, send, wait_for_groups
 from tests.workers import Worker, workers
 
 pytestmark = [pytest.mark.stack, pytest.mark.kill]
 
-# Taken out of the environment: to the processes of the stack a CLAW_* variable that is no setting is a mistake.
-SEED = int(os.environ.pop("CLAW_KILL_SEED", random.randrange(2**32)))
-LONG = os.environ.pop("CLAW_KILL_LONG", "") == "1"
 SHORT_FORM = Shape(groups=60, facts_per_s=1_500, kills=2, pauses=0, broker_kills=0, wait=60)
 LONG_FORM = Shape(groups=3_000, facts_per_s=1_200, kills=16, pauses=2, broker_kills=2, wait=300)
 SETTINGS: dict[str, object] = {"streams_carry_after": "1s", "streams_memory_bytes": 400_000}
@@ -43,7 +36,7 @@ def stack(tmp_path: Path) -> Iterator[RunningStack]:
 
 @pytest.mark.timeout(1500 if LONG else 180)
 def test_every_group_has_one_fate_whatever_strikes(stack: RunningStack, tmp_path: Path) -> None:
-    print(f"CLAW_KILL_SEED={SEED}" + (" CLAW_KILL_LONG=1" if LONG else ""))  # pytest shows it when the test fails
+    show()
     shape = LONG_FORM if LONG else SHORT_FORM
     chaos = Chaos(stack, tmp_path, SEED, shape, **SETTINGS, streams_spill=tmp_path / "spill")
     with workers(*chaos.workers):
