@@ -59,6 +59,8 @@ class BatchStream:
         appear: float = 10.0,
         prefetch_bytes: int = 512 * 2**20,
         deadline: float = 30.0,
+        pool: str | None = None,
+        database: str = "claw",
     ) -> None:
         self._make: Callable[[], AsyncBatchStream] = lambda: AsyncBatchStream(
             recipe,
@@ -69,6 +71,8 @@ class BatchStream:
             appear=appear,
             prefetch_bytes=prefetch_bytes,
             deadline=deadline,
+            pool=pool,
+            database=database,
         )
         self._timeout = timeout
         self._stream: AsyncBatchStream | None = None
