@@ -9,19 +9,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from typer.testing import CliRunner
 
 from claw_r1 import topics
+from claw_r1.cli.entry import app
 from claw_r1.codec import pack_floats
-from claw_r1.errors import UserError
-from claw_r1.events import BatchCut, BlobRef, Decision, Event, ExpertsSpan, GroupReady, RecipeSet, Sample, StepSpan
+from claw_r1.errors import DependencyUnreachable, UserError
+from claw_r1.events import BatchCut, BlobRef, Decision, ExpertsSpan, GroupReady, RecipeSet, Sample, Step, StepSpan
 from claw_r1.ids import new_id
+from claw_r1.local.ports import find_port
+from sinks import migrations
 from tests.conftest import Stack, wait_until
-from tests.factories import a_reward
+from tests.factories import a_reward, a_step
 from tests.integration.adapter_stand import AdapterStand, an_adapter_stand
 from tests.integration.test_sink import a_pool, a_sink
 from tests.pool import Pool
 from tests.workers import workers
 from trainer_adapter import AsyncBatchStream, TrainingBatch, rebuild_batch
+from trainer_adapter.files import read_batch
 
 pytestmark = pytest.mark.stack
 
@@ -61,8 +68,11 @@ async def _tell(stack: Stack, pool: Pool) -> Told:
             RecipeSet(fact_id=f"set-{name}", run_id=run, at=1.0, name=name, version=1, recipe=stand.recipe),
             run,
         )
-        groups = [a_rich_group(stand, number) for number in range(1, 7)]
-        await stand.publish(*groups)
+        for number in range(1, 7):
+            for m in (0, 1):
+                step = the_step(stand, number, f"g{number}-t{m}")
+                await stand.send(topics.EVENTS, step, f"{run}/{step.prompt_uid}")
+        await stand.publish(*(a_rich_group(stand, number) for number in range(1, 7)))
         async with AsyncBatchStream(name, kafka=stand.kafka) as stream:
             decided = {
                 "override": await decide(stand, "override_reward", "g2", "g2-t1", value=3.5),
@@ -80,24 +90,50 @@ async def _tell(stack: Stack, pool: Pool) -> Told:
             ]
             for reward in late:
                 await stand.send(topics.EVENTS, reward, f"{run}/{reward.prompt_uid}")
-            last = await decide(stand, "note", "g6", value="the last")
+            waiting = asyncio.create_task(stream.next(120))  # it says of the decisions that they came too late
+            await asyncio.to_thread(wait_until, lambda: _is_stored(pool, run), what="the pool has it all")
+            waiting.cancel()
         cuts = [event for event in await stand.history() if isinstance(event, BatchCut)]
-
-        def stored() -> bool:
-            there = f"SELECT count() FROM decisions WHERE run_id = '{run}' AND fact_id = '{last.fact_id}'"
-            rewards = f"SELECT count() FROM rewards FINAL WHERE run_id = '{run}'"
-            cut = f"SELECT count() FROM cuts FINAL WHERE run_id = '{run}'"
-            trained = f"SELECT count() FROM trained FINAL WHERE run_id = '{run}'"
-            recipe = f"SELECT count() FROM recipes WHERE run_id = '{run}'"
-            return [bool(pool.scalar(there)), *map(pool.scalar, (rewards, cut, trained, recipe))] == [True, 2, 2, 1, 1]
-
-        await asyncio.to_thread(wait_until, stored, what="the pool has it all")
         steps = {f"g{n}-t{m}": step_of(stand, f"g{n}-t{m}") for n in range(1, 7) for m in (0, 1)}
         return Told(pool, name, run, [first, second], cuts, steps, decided)
 
 
+def _is_stored(pool: Pool, run: str) -> bool:
+    wanted = {
+        "decisions": 6,
+        "rewards": 2,
+        "cuts": 2,
+        "cut_members": 5,
+        "trained": 1,
+        "recipes": 1,
+        "groups": 6,
+        "samples": 12,
+        "steps": 12,
+        "step_tokens": 12,
+        "outcomes": 2,
+    }
+    counts = (f"SELECT count() FROM {table} FINAL WHERE run_id = '{run}'" for table in wanted)
+    return [pool.scalar(count) for count in counts] == list(wanted.values())
+
+
 def step_of(stand: AdapterStand, uid: str) -> str:
     return f"{stand.recipe.name}-{uid}-s0"
+
+
+def the_step(stand: AdapterStand, number: int, uid: str) -> Step:
+    """The step that the trajectory's sample is made of."""
+    step_id = step_of(stand, uid)
+    place = {"run_id": stand.recipe.run_id, "prompt_uid": f"g{number}", "trajectory_uid": uid}
+    return a_step(
+        (1, 2),
+        (2**31 - 1, 4),
+        step_id=step_id,
+        fact_id=step_id,
+        rollout_log_probs=pack_floats([-0.5, -0.25]),
+        engine="engine-1",
+        policy_version=number,
+        **place,
+    )
 
 
 def a_rich_group(stand: AdapterStand, number: int) -> tuple[list[Sample], GroupReady]:
@@ -185,4 +221,151 @@ def test_a_batch_is_made_again_byte_for_byte_whatever_was_said_since(told: Told)
         for name in ("metadata", "spans", "tags", "quality", "routed_experts", "multi_modal_data", "version_spans"):
             assert getattr(again, name) == getattr(batch, name), name
         assert again.groups == batch.groups
-        assert rebuild_batch(batch.batch_id, clickhouse=told.pool.url, database=told.pool.database).digest == batch.digest
+        assert (
+            rebuild_batch(batch.batch_id, clickhouse=told.pool.url, database=told.pool.database).digest == batch.digest
+        )
+
+
+def claw(*arguments: str) -> str:
+    """What `claw batches` prints."""
+    done = CliRunner().invoke(app, ["batches", *arguments])
+    if done.exception is not None:
+        raise done.exception
+    return done.stdout
+
+
+def where(told: Told) -> tuple[str, ...]:
+    return ("--clickhouse", told.pool.url, "--database", told.pool.database)
+
+
+def test_batches_are_listed_with_sizes_staleness_and_state(told: Told) -> None:
+    second, first = json.loads(claw("list", "--recipe", told.recipe, "--json", *where(told)))
+    assert (first["sequence"], first["state"], first["trained_policy_version"]) == (1, "trained", 2)
+    assert (first["groups"], first["excluded"], first["samples"], first["tokens"]) == (2, 0, 4, 20)
+    assert first["trained_tokens"] == 3 * 4 - 2  # without the vetoed step
+    assert (first["oldest_version"], first["newest_version"], first["policy_version"]) == (1, 2, None)
+    assert (second["sequence"], second["state"], second["groups"], second["excluded"]) == (2, "cut", 2, 1)
+    assert (second["policy_version"], second["oldest_version"], second["staleness"]) == (2, 4, -2)
+    assert (first["digest"], second["digest"]) == tuple(batch.digest for batch in told.batches)
+    line = claw("list", "--recipe", told.recipe, *where(told)).splitlines()[1]
+    assert f"{told.recipe}/1  trained to version 2  2 groups  4 samples  10 of 20 tokens  versions 1..2" in line
+    assert len(json.loads(claw("list", "--run", told.run, "--limit", "1", "--json", *where(told)))) == 1
+
+
+def test_a_step_leads_to_its_batch_and_a_batch_to_its_steps(told: Told) -> None:
+    for asked in (("--trajectory", "g2-t1", "--run", told.run), ("--step", told.steps["g2-t1"])):
+        (found,) = json.loads(claw("list", *asked, "--json", *where(told)))
+        assert (found["recipe"], found["sequence"], found["trained_policy_version"]) == (told.recipe, 1, 2)
+        assert (found["step_id"], found["start"], found["end"], found["trained_tokens"]) == (
+            told.steps["g2-t1"],
+            2,
+            4,
+            2,
+        )
+    assert "2 of 2 tokens trained" in claw("list", "--step", told.steps["g4-t0"], *where(told))
+    assert json.loads(claw("list", "--step", told.steps["g6-t0"], "--json", *where(told))) == []
+    down = told.pool.rows(f"SELECT group_id, step_id FROM batch_steps(batch_id = '{told.batches[0].batch_id}')")
+    assert {row["step_id"] for row in down} == {told.steps[f"g{n}-t{m}"] for n in (1, 2) for m in (0, 1)}
+    with pytest.raises(UserError, match="has no step nowhere"):
+        claw("list", "--step", "nowhere", *where(told))
+
+
+def test_a_batch_is_told_with_what_was_decided(told: Told) -> None:
+    story = json.loads(claw("show", f"{told.recipe}/1", "--steps", "--json", *where(told)))
+    assert [(m["group_id"], m["taken"], len(m["sample_ids"])) for m in story["members"]] == [
+        ("g1", True, 2),
+        ("g2", True, 2),
+    ]
+    assert [m["reward"] for m in story["members"][0]["members"]] == [0.0, 1 / 3]
+    bore = {d["fact_id"]: d["bore"] for d in story["decisions"]}
+    assert {name: bore.get(one.fact_id) for name, one in told.decided.items()} == {
+        "override": "cut",
+        "veto": "cut",
+        "tag": "cut",
+        "late": "late",
+        "undone": "late",
+        "out": None,
+    }
+    assert len(story["steps"]) == 4
+    second = claw("show", told.batches[1].batch_id, *where(told))
+    assert f"{told.recipe}/2 ({told.batches[1].batch_id}): cut" in second
+    assert "group g3: left out (vetoed)" in second
+    assert "veto on group of g3 by ada, applied by the cut" in second
+    with pytest.raises(UserError, match="has no batch nobody/1"):
+        claw("show", "nobody/1", *where(told))
+    with pytest.raises(UserError, match="write RECIPE/SEQUENCE"):
+        claw("show", "nobody/one", *where(told))
+
+
+def test_two_batches_are_told_apart(told: Told) -> None:
+    both = (f"{told.recipe}/1", f"{told.recipe}/2")
+    document = json.loads(claw("diff", *both, "--json", *where(told)))
+    assert [row["trajectory_uid"] for row in document["only_a"]] == ["g1-t0", "g1-t1", "g2-t0", "g2-t1"]
+    assert [row["trajectory_uid"] for row in document["only_b"]] == ["g4-t0", "g4-t1", "g5-t0", "g5-t1"]
+    assert (document["differ"], document["same"]) == ([], 0)
+    assert json.loads(claw("diff", both[0], both[0], "--json", *where(told)))["same"] == 4
+    assert f"- g1  g1-t0  only in {both[0]}" in claw("diff", *both, *where(told))
+
+
+def test_a_rebuilt_batch_is_a_file(told: Told, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.npz", "b.npz")]
+    for file in files:
+        said = json.loads(claw("rebuild", f"{told.recipe}/1", "--out", str(file), "--json", *where(told)))
+        assert (said["digest"], said["samples"], said["out"]) == (told.batches[0].digest, 4, str(file))
+    assert files[0].read_bytes() == files[1].read_bytes()
+    batch = read_batch(files[0])
+    assert (batch.digest, columns(batch)) == (told.batches[0].digest, columns(told.batches[0]))
+    assert "is the same: 4 samples, 20 tokens" in claw("rebuild", f"{told.recipe}/1", *where(told))
+
+
+def test_what_the_pool_lacks_or_has_otherwise_is_named(told: Told) -> None:
+    pool = a_copy(told, "batches_spoiled")
+    sample = told.cuts[0].members[0].sample_ids[1]
+    pool.rows(f"ALTER TABLE samples DELETE WHERE sample_id = '{sample}' SETTINGS mutations_sync = 1")
+    pool.rows("ALTER TABLE samples UPDATE reward = 7 WHERE group_id = 'g4' SETTINGS mutations_sync = 1")
+    with pytest.raises(UserError, match=f"the pool lacks samples {sample} of group g1"):
+        rebuild_batch(f"{told.recipe}/1", clickhouse=pool.url, database=pool.database)
+    with pytest.raises(UserError, match=r"reward differ \(digest"):
+        rebuild_batch(f"{told.recipe}/2", clickhouse=pool.url, database=pool.database)
+    pool.rows("TRUNCATE TABLE recipes")
+    with pytest.raises(UserError, match=f"the pool lacks version 1 of recipe {told.recipe}"):
+        rebuild_batch(f"{told.recipe}/2", clickhouse=pool.url, database=pool.database)
+    with pytest.raises(UserError, match="claw migrate"):
+        rebuild_batch(f"{told.recipe}/2", clickhouse=pool.url, database="nowhere")
+    with pytest.raises(DependencyUnreachable, match="no ClickHouse answers"):
+        rebuild_batch(f"{told.recipe}/2", clickhouse=f"http://127.0.0.1:{find_port()}")
+
+
+def a_copy(told: Told, database: str) -> Pool:
+    """A pool with the same rows."""
+    asyncio.run(migrations.apply(told.pool.url, database))
+    copy = Pool(told.pool.url, database)
+    for table in ("cuts", "cut_members", "groups", "samples", "decisions", "recipes", "trained"):
+        copy.rows(f"INSERT INTO {table} SELECT * FROM {told.pool.database}.{table}")
+    return copy
+
+
+async def trim(kafka: str, topic: str, before: int) -> None:
+    """Delete the records of a one-partition topic that lie before an offset."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    try:
+        await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(before_offset=before)})
+    finally:
+        await admin.close()
+
+
+def test_a_trainer_takes_what_was_trimmed_from_the_pool(stack: Stack, told: Told) -> None:
+    async def body() -> None:
+        await trim(stack.kafka, topics.batch_topic(told.recipe), told.cuts[1].cursor)
+        async with AsyncBatchStream(told.recipe, kafka=stack.kafka) as stream:
+            with pytest.raises(UserError, match="say where the pool is with pool=URL"):
+                await stream.next(30)
+        place = {"pool": told.pool.url, "database": told.pool.database}
+        async with AsyncBatchStream(told.recipe, kafka=stack.kafka, **place) as stream:
+            assert columns(await stream.next(30)) == columns(told.batches[1])
+            stream.seek(0)
+            again = [await stream.next(30) for _ in told.batches]
+            assert [columns(batch) for batch in again] == [columns(batch) for batch in told.batches]
+
+    asyncio.run(body())
