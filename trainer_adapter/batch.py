@@ -61,8 +61,8 @@ class TrainingBatch:
     algorithm: str
     """The recipe's; it says which of the columns below there are."""
     run_id: str
-    sequence: int
-    """Batches of a recipe count from 1; a sequence keeps its batch for ever."""
+    sequence: int | None
+    """Batches of a recipe count from 1; a sequence keeps its batch for ever. None: a one-shot batch, which no cut has."""
     trained_version: int | None
     """The newest trained policy version when the cut was made; None if there was none."""
     groups: tuple[Group, ...]

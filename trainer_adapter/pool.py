@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import unquote, urlencode, urlsplit
 
 from claw_r1.errors import DependencyUnreachable, RetryableError, UserError
-from claw_r1.events import BatchCut, Decision, GroupReady, Sample
+from claw_r1.events import BatchCut, GroupReady, Sample
 from claw_r1.ids import split_group_id
 from claw_r1.recipes import Recipe
 from claw_r1.rules import sql_literal
@@ -113,7 +113,8 @@ class Pool:
                 markers[key] = read_marker(row)
                 if not row["curation"]:
                     older.add(f"group {row['group_id']}")
-        decisions = {d.fact_id: d for d in self.decisions(decided) if d.fact_id in named}
+        rows = (row for row in self.decision_rows(decided) if row["fact_id"] in named)
+        decisions = {row["fact_id"]: read_decision(row) for row in rows}
         return Parts(samples, markers, decisions, frozenset(older))
 
     def rows_of(self, table: str, recipe: str, groups: Sequence[GroupKey], further: str = "1") -> Iterator[Row]:
@@ -128,17 +129,14 @@ class Pool:
                 f"AND {further}"
             )
 
-    def decisions(self, groups: Sequence[GroupKey], further: str = "1") -> Iterator[Decision]:
-        """All decisions on the prompts of these groups."""
+    def decision_rows(self, groups: Sequence[GroupKey], further: str = "1") -> Iterator[Row]:
+        """The rows of all decisions on the prompts of these groups."""
         prompts = list(dict.fromkeys((run, split_group_id(name)[0]) for run, name in groups))
         for first in range(0, len(prompts), CHUNK):
             keys = ", ".join(
                 f"({sql_literal(run)}, {sql_literal(name)})" for run, name in prompts[first : first + CHUNK]
             )
-            yield from map(
-                read_decision,
-                self.ask(f"SELECT * FROM decisions FINAL WHERE (run_id, prompt_uid) IN ({keys}) AND {further}"),
-            )
+            yield from self.ask(f"SELECT * FROM decisions FINAL WHERE (run_id, prompt_uid) IN ({keys}) AND {further}")
 
     def recipes(self, name: str, further: str = "1") -> dict[int, Recipe]:
         """The recipe's versions; those that end it are left out."""

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
@@ -33,11 +33,12 @@ from trainer_adapter.cut import (
 )
 from trainer_adapter.demand import Demander, Stock
 from trainer_adapter.groups import HeldSample, ReadyGroup, Shelf
-from trainer_adapter.ledger import Entry, Ledger, cut_entry, fate_entry, policy_entry, trained_entry
+from trainer_adapter.ledger import Entry, Ledger, cut_entry, fate_entry, policy_entry, stats_entry, trained_entry
 from trainer_adapter.pool import Pool
 from trainer_adapter.rebuild import why_it_differs
 from trainer_adapter.remake import Parts, head_of, list_missing, measure, name_samples, remake_columns
 from trainer_adapter.source import Source, Trimmed
+from trainer_adapter.stats import list_stats, read_stats
 
 log = logging.getLogger("claw.trainer")
 
@@ -59,16 +60,26 @@ class NoBatchYet(TimeoutError):
 class AsyncBatch(TrainingBatch):
     """A batch that was handed out and can be acknowledged."""
 
+    sequence: int
     stream: "AsyncBatchStream" = field(repr=False)
     cut: BatchCut = field(repr=False)
     lap: int = field(repr=False)
 
     async def commit(
-        self, *, policy_version: int, trainer_step: int | None = None, weights_digest: str | None = None
+        self,
+        *,
+        policy_version: int,
+        trainer_step: int | None = None,
+        weights_digest: str | None = None,
+        token_stats: Mapping[str, Any] | None = None,
     ) -> None:
         """Record that the optimiser step is done and made this policy version: see `AsyncBatchStream.commit`."""
         await self.stream.commit(
-            self, policy_version=policy_version, trainer_step=trainer_step, weights_digest=weights_digest
+            self,
+            policy_version=policy_version,
+            trainer_step=trainer_step,
+            weights_digest=weights_digest,
+            token_stats=token_stats,
         )
 
 
@@ -413,14 +424,20 @@ class AsyncBatchStream:
         policy_version: int,
         trainer_step: int | None = None,
         weights_digest: str | None = None,
+        token_stats: Mapping[str, Any] | None = None,
     ) -> None:
         """Record that a batch's optimiser step is done and that the run's weights are now `policy_version`.
 
         Batches are committed in the order in which they were handed out; versions rise. The same commit again does
         nothing. Waits through a broker's absence up to twice `deadline`. Raises UserError, and records nothing, for a
-        commit out of order or a version that does not rise; Superseded; RetryableError if the broker stays away: then the
-        same call again finds out whether it was recorded.
+        commit out of order, a version that does not rise, or token_stats of another length; Superseded; RetryableError if
+        the broker stays away: then the same call again finds out whether it was recorded.
+
+        `token_stats` go to the pool: arrays by name, one number per token of the batch ([T], or an array for each sample),
+        NaN where there is none. `log_probs` is the trainer's log-prob of the token before the step, nats; other names, such
+        as `clipped`, are kept too.
         """
+        columns = read_stats(batch, token_stats or {})
         async with self._committing:
             end = time.monotonic() + 2 * self._deadline
             while True:
@@ -443,7 +460,10 @@ class AsyncBatchStream:
                         at=time.time(),
                     )
                     fates = self._fates()
-                    await self._ledger.append([trained_entry(trained), policy_entry(_policy_of(trained)), *fates])
+                    stats = map(stats_entry, list_stats(batch, columns, trained))
+                    await self._ledger.append(
+                        [*stats, trained_entry(trained), policy_entry(_policy_of(trained)), *fates]
+                    )
                     self._forget(fates)
                     self._position = batch.sequence
                     return

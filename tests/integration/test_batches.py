@@ -1,9 +1,12 @@
 """Cuts, lineage and rebuilt batches, on the real broker, sink and engine."""
 
 import asyncio
+import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +20,28 @@ from claw_r1 import topics
 from claw_r1.cli.entry import app
 from claw_r1.codec import pack_floats
 from claw_r1.errors import DependencyUnreachable, UserError
-from claw_r1.events import BatchCut, BlobRef, Decision, ExpertsSpan, GroupReady, RecipeSet, Sample, Step, StepSpan
+from claw_r1.events import (
+    BatchCut,
+    BlobRef,
+    Decision,
+    ExpertsSpan,
+    GroupReady,
+    RecipeSet,
+    Sample,
+    Step,
+    StepSpan,
+)
 from claw_r1.ids import new_id
 from claw_r1.local.ports import find_port
 from sinks import migrations
 from tests.conftest import Stack, wait_until
-from tests.factories import a_reward, a_step
+from tests.factories import a_finished, a_reward, a_step
 from tests.integration.adapter_stand import AdapterStand, an_adapter_stand
 from tests.integration.test_sink import a_pool, a_sink
-from tests.pool import Pool
+from tests.log import read
+from tests.pool import Located, Pool, write
 from tests.workers import workers
-from trainer_adapter import AsyncBatchStream, TrainingBatch, rebuild_batch
+from trainer_adapter import AsyncBatchStream, TrainingBatch, build_batch, rebuild_batch
 from trainer_adapter.files import read_batch
 
 pytestmark = pytest.mark.stack
@@ -43,6 +57,7 @@ RULE: dict[str, Any] = {
 class Told:
     """A recipe with two batches, of which the first is trained, and a group that waits; and what came too late for all."""
 
+    kafka: str
     pool: Pool
     recipe: str
     run: str
@@ -63,15 +78,7 @@ def told(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tol
 async def _tell(stack: Stack, pool: Pool) -> Told:
     async with an_adapter_stand(stack.kafka, **RULE) as stand:
         run, name = stand.recipe.run_id, stand.recipe.name
-        await stand.send(
-            topics.EVENTS,
-            RecipeSet(fact_id=f"set-{name}", run_id=run, at=1.0, name=name, version=1, recipe=stand.recipe),
-            run,
-        )
-        for number in range(1, 7):
-            for m in (0, 1):
-                step = the_step(stand, number, f"g{number}-t{m}")
-                await stand.send(topics.EVENTS, step, f"{run}/{step.prompt_uid}")
+        await asyncio.to_thread(write, stand.kafka, _facts(stand))
         await stand.publish(*(a_rich_group(stand, number) for number in range(1, 7)))
         async with AsyncBatchStream(name, kafka=stand.kafka) as stream:
             decided = {
@@ -80,8 +87,13 @@ async def _tell(stack: Stack, pool: Pool) -> Told:
                 "tag": await decide(stand, "tag", "g2", "g2-t0", value="good"),
                 "out": await decide(stand, "veto", "g3"),
             }
+            await asyncio.to_thread(wait_until, lambda: _is_visible(stand, 4), what="the decisions are visible")
             first = await stream.next(60)
-            await first.commit(policy_version=2)
+            log_probs = [np.array([np.nan, np.nan, 0.0, -0.5, np.nan]) for _ in range(len(first))]
+            clipped = first.loss_mask == 1
+            with pytest.raises(UserError, match=r"\['log_probs'\] has the shape \(3,\) and not \(20,\)"):
+                await first.commit(policy_version=2, token_stats={"log_probs": np.zeros(3)})
+            await first.commit(policy_version=2, token_stats={"log_probs": log_probs, "clipped": clipped})
             second = await stream.next(60)
             decided["late"] = await decide(stand, "veto", "g1", "g1-t1", at=2.0)
             decided["undone"] = await decide(stand, "undo", "g2", undoes=decided["override"].fact_id, at=3.0)
@@ -95,13 +107,34 @@ async def _tell(stack: Stack, pool: Pool) -> Told:
             waiting.cancel()
         cuts = [event for event in await stand.history() if isinstance(event, BatchCut)]
         steps = {f"g{n}-t{m}": step_of(stand, f"g{n}-t{m}") for n in range(1, 7) for m in (0, 1)}
-        return Told(pool, name, run, [first, second], cuts, steps, decided)
+        return Told(stack.kafka, pool, name, run, [first, second], cuts, steps, decided)
+
+
+def _facts(stand: AdapterStand) -> Iterator[Located]:
+    """The recipe, and of every trajectory its step, its reward and its end."""
+    run, name = stand.recipe.run_id, stand.recipe.name
+    recipe = RecipeSet(fact_id=f"set-{name}", run_id=run, at=1.0, name=name, version=1, recipe=stand.recipe)
+    yield topics.EVENTS, recipe
+    for number, m in itertools.product(range(1, 7), (0, 1)):
+        step = the_step(stand, number, f"g{number}-t{m}")
+        place = {"run_id": run, "prompt_uid": step.prompt_uid, "trajectory_uid": step.trajectory_uid}
+        about: dict[str, Any] = place | {"task_id": f"task-{number}", "metadata": {"half": m}}
+        yield topics.EVENTS, step
+        yield topics.EVENTS, a_reward(1.0 - m, **place)
+        yield topics.TRAJECTORIES, a_finished(**about)
+
+
+def _is_visible(stand: AdapterStand, decisions: int) -> bool:
+    """A transaction's records are visible a little after its end."""
+    return sum(isinstance(event, Decision) for event in asyncio.run(read(stand.kafka, stand.topic))) == decisions
 
 
 def _is_stored(pool: Pool, run: str) -> bool:
     wanted = {
         "decisions": 6,
-        "rewards": 2,
+        "rewards": 14,
+        "trajectories": 12,
+        "token_stats": 8,
         "cuts": 2,
         "cut_members": 5,
         "trained": 1,
@@ -143,7 +176,7 @@ def a_rich_group(stand: AdapterStand, number: int) -> tuple[list[Sample], GroupR
         number,
         (-0.0, 1.0 / 3.0),
         ids=(1, 2, 2**31 - 1, 4, 5 + number),
-        mask=(0, 0, 1, 1, 1),
+        mask=(0, 0, 1, 0, 1),  # the step's second token is masked
         annotations={"values": pack_floats([0, 0, 0.1, 1e-30, -0.0])},
         annotations_missing={"ref_log_probs": 2},
         metadata={"number": number, "nested": {"a": [1, 2.5, None, "ü'\\"]}},
@@ -242,13 +275,13 @@ def test_batches_are_listed_with_sizes_staleness_and_state(told: Told) -> None:
     second, first = json.loads(claw("list", "--recipe", told.recipe, "--json", *where(told)))
     assert (first["sequence"], first["state"], first["trained_policy_version"]) == (1, "trained", 2)
     assert (first["groups"], first["excluded"], first["samples"], first["tokens"]) == (2, 0, 4, 20)
-    assert first["trained_tokens"] == 3 * 4 - 2  # without the vetoed step
+    assert first["trained_tokens"] == 2 * 4 - 1  # without the vetoed step
     assert (first["oldest_version"], first["newest_version"], first["policy_version"]) == (1, 2, None)
     assert (second["sequence"], second["state"], second["groups"], second["excluded"]) == (2, "cut", 2, 1)
     assert (second["policy_version"], second["oldest_version"], second["staleness"]) == (2, 4, -2)
     assert (first["digest"], second["digest"]) == tuple(batch.digest for batch in told.batches)
     line = claw("list", "--recipe", told.recipe, *where(told)).splitlines()[1]
-    assert f"{told.recipe}/1  trained to version 2  2 groups  4 samples  10 of 20 tokens  versions 1..2" in line
+    assert f"{told.recipe}/1  trained to version 2  2 groups  4 samples  7 of 20 tokens  versions 1..2" in line
     assert len(json.loads(claw("list", "--run", told.run, "--limit", "1", "--json", *where(told)))) == 1
 
 
@@ -260,9 +293,9 @@ def test_a_step_leads_to_its_batch_and_a_batch_to_its_steps(told: Told) -> None:
             told.steps["g2-t1"],
             2,
             4,
-            2,
+            1,
         )
-    assert "2 of 2 tokens trained" in claw("list", "--step", told.steps["g4-t0"], *where(told))
+    assert "1 of 2 tokens trained" in claw("list", "--step", told.steps["g4-t0"], *where(told))
     assert json.loads(claw("list", "--step", told.steps["g6-t0"], "--json", *where(told))) == []
     down = told.pool.rows(f"SELECT group_id, step_id FROM batch_steps(batch_id = '{told.batches[0].batch_id}')")
     assert {row["step_id"] for row in down} == {told.steps[f"g{n}-t{m}"] for n in (1, 2) for m in (0, 1)}
@@ -361,11 +394,114 @@ def test_a_trainer_takes_what_was_trimmed_from_the_pool(stack: Stack, told: Told
         async with AsyncBatchStream(told.recipe, kafka=stack.kafka) as stream:
             with pytest.raises(UserError, match="say where the pool is with pool=URL"):
                 await stream.next(30)
-        place = {"pool": told.pool.url, "database": told.pool.database}
-        async with AsyncBatchStream(told.recipe, kafka=stack.kafka, **place) as stream:
+        pool = told.pool
+        async with AsyncBatchStream(told.recipe, kafka=stack.kafka, pool=pool.url, database=pool.database) as stream:
             assert columns(await stream.next(30)) == columns(told.batches[1])
             stream.seek(0)
             again = [await stream.next(30) for _ in told.batches]
             assert [columns(batch) for batch in again] == [columns(batch) for batch in told.batches]
 
     asyncio.run(body())
+
+
+def built(told: Told, *conditions: Any, **over: Any) -> TrainingBatch:
+    return build_batch(told.recipe, conditions, clickhouse=told.pool.url, database=told.pool.database, **over)
+
+
+def test_a_batch_is_built_of_the_groups_that_fit_a_time(told: Told) -> None:
+    """At the first cut's time it is what the cut made; later the decisions that were late for it are in it."""
+    at = told.pool.scalar(
+        f"SELECT toUnixTimestamp64Milli(append_time) FROM cuts FINAL WHERE digest = '{told.cuts[0].digest}'"
+    )
+    then = built(told, as_of=at / 1000)
+    assert [group.group_id for group in then.groups] == ["g1", "g2", "g4", "g5", "g6"]
+    first = told.batches[0]
+    assert then.rollout_log_probs[: first.tokens].tobytes() == first.rollout_log_probs.tobytes()
+    assert then.trajectory_advantages is not None
+    assert first.trajectory_advantages is not None
+    assert then.trajectory_advantages[: len(first)].tobytes() == first.trajectory_advantages.tobytes()
+    assert (then.sequence, then.trained_version, then.recipe_version) == (None, None, 1)
+
+    now = built(told)
+    assert now.trajectory_uids[:3] == ("g1-t0", "g2-t0", "g2-t1")  # g1-t1 was vetoed
+    assert now.groups[0].rewards == first.groups[0].rewards
+    assert now.groups[1].rewards["g2-t1"] == 1 / 3  # the override was undone, that of before is in force
+    assert now.trained_version == 2
+    assert (built(told).digest, built(told).batch_id) == (now.digest, now.batch_id)
+    assert built(told, groups=2).prompt_uids == ("g5", "g5", "g6", "g6")
+
+
+def test_a_built_batch_has_only_what_conditions_pick(told: Told) -> None:
+    picked = built(told, {"field": "task_id", "op": "in", "value": ["task-5", "task-1"]})
+    assert picked.trajectory_uids == ("g1-t0", "g5-t0", "g5-t1")
+    half = built(
+        told, {"field": "metadata.half", "op": "eq", "value": 1}, {"field": "task_id", "op": "ne", "value": "task-5"}
+    )
+    assert set(half.trajectory_uids) == {"g2-t1", "g4-t1", "g6-t1"}
+    assert all(len(group.rewards) == 2 for group in half.groups)
+    assert half.trajectory_advantages is not None
+    assert half.trajectory_advantages[1] > 0, "who was not picked counts in the baseline"
+    rewarded = built(told, {"field": "reward", "op": "lt", "value": 0})  # the late rewards of g1-t0 and g2-t0
+    assert rewarded.trajectory_uids == ("g1-t0", "g2-t0")
+    assert built(told, {"field": "reward_min", "op": "lt", "value": 0}).prompt_uids == ("g1", "g2", "g2")
+
+
+def test_what_cannot_be_built_is_said(told: Told) -> None:
+    with pytest.raises(UserError, match=r"no ready group of recipe .* fits"):
+        built(told, {"field": "task_id", "op": "eq", "value": "nothing"})
+    with pytest.raises(UserError, match="a condition of `where` is none: field"):
+        built(told, {"field": "colour", "op": "eq", "value": 1})
+    with pytest.raises(UserError, match="the pool does not tell chains"):
+        built(told, {"field": "chains", "op": "eq", "value": 1})
+    with pytest.raises(UserError, match=r"no recipe .* that was applied by then"):
+        built(told, as_of=0.0)
+    with pytest.raises(UserError, match="has no time zone"):
+        built(told, as_of=datetime(2026, 1, 1))
+    with pytest.raises(UserError, match="more than 20 tokens"):
+        built(told, max_tokens=20)
+
+
+def test_views_tell_staleness_consumption_pass_rates_and_mismatch(told: Told) -> None:
+    mine = f"run_id = '{told.run}'"
+    stale = told.pool.rows(f"SELECT * FROM batch_staleness WHERE {mine} ORDER BY sequence")
+    assert [(row["policy_version"], row["oldest_version"], row["lag_max"], row["lag_mean"]) for row in stale] == [
+        (None, 1, None, None),
+        (2, 4, -2, -2.5),
+    ]
+    assert [row["tokens_by_version"] for row in stale] == [{1: 2, 2: 2}, {4: 2, 5: 2}]
+    assert [(row["trained_tokens"], row["known_tokens"]) for row in stale] == [(8, 4), (8, 4)]
+
+    for settings in ("", " SETTINGS join_use_nulls = 1"):
+        groups = told.pool.rows(
+            f"SELECT group_id, state, reason, sequence FROM consumption WHERE {mine} ORDER BY group_id{settings}"
+        )
+        assert [tuple(row.values()) for row in groups] == [
+            ("g1", "trained", None, 1),
+            ("g2", "trained", None, 1),
+            ("g3", "left_out", "vetoed", 2),
+            ("g4", "cut", None, 2),
+            ("g5", "cut", None, 2),
+            ("g6", "waiting", None, None),
+        ]
+
+    rates = told.pool.rows(f"SELECT * FROM pass_rate(threshold = 1) WHERE {mine} ORDER BY task_id")
+    assert [(r["task_id"], r["policy_version"], r["trajectories"], r["passed"], r["rate"]) for r in rates] == [
+        (f"task-{n}", n, 2, int(n > 2), 0.5 * (n > 2)) for n in range(1, 7)
+    ]
+    assert [row["reward_mean"] for row in rates] == [-4.5, -4.5, 0.5, 0.5, 0.5, 0.5]
+
+
+def test_the_trainers_log_probs_stand_beside_the_engines(told: Told) -> None:
+    mine = f"run_id = '{told.run}'"
+    found = told.pool.rows(f"SELECT * FROM log_prob_mismatch WHERE {mine}")
+    assert [
+        (row["engine"], row["model"], row["policy_version"], row["token_class"], row["tokens"]) for row in found
+    ] == [("engine-1", "policy", version, kind, 2) for version in (1, 2) for kind in ("masked", "trained")]
+    for row, difference in zip(found, (-0.25, 0.5) * 2, strict=True):  # -0.5 against -0.25; 0 against -0.5
+        assert (row["mean"], row["kl_k1"]) == (difference, -difference)
+        assert (row["mean_abs"], row["p99_abs"], row["max_abs"]) == (abs(difference),) * 3
+        assert row["kl_k3"] == pytest.approx(math.exp(difference) - 1 - difference)
+    clipped = told.pool.rows(
+        f"SELECT values FROM token_stats FINAL WHERE {mine} AND name = 'clipped' AND group_id = 'g2'"
+    )
+    assert [list(row["values"]) for row in clipped] == [[0, 0, 1, 0, 1]] * 2
