@@ -130,8 +130,8 @@ class Ledger:
     async def append(self, entries: Sequence[Entry]) -> None:
         """Write all entries or none, visible together; returns when they are durable.
 
-        Raises Superseded; UserError for a topic that does not exist; RetryableError when it is not known whether they are
-        written: `mend`, then look.
+        Raises Superseded; RetryableError when a topic is not there, or when it is not known whether they are written: `mend`,
+        then look.
         """
         async with self._lock:
             await self._mend()
@@ -142,7 +142,9 @@ class Ledger:
                     wanted = {entry.topic for entry in entries}
                     await track_topics(producer, *wanted)
                     if missing := wanted - producer.client.cluster.topics():
-                        raise UserError(f"the broker has no topic {min(missing)}: create it with `claw topics apply`")
+                        raise RetryableError(
+                            f"the broker has no topic {min(missing)}, or no leader for it now: `claw topics apply` creates it"
+                        )
                     await producer.begin_transaction()
                     written = [await self._send(producer, entry) for entry in entries]
                     offsets = [sent.offset for sent in await asyncio.gather(*written)]

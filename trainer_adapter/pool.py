@@ -90,7 +90,13 @@ class Pool:
             f"SELECT * FROM cut_members FINAL WHERE {_equals('recipe', row['recipe'])} AND {_equals('run_id', row['run_id'])} "
             f"AND sequence = {row['sequence']} AND {_equals('batch_id', row['batch_id'])} ORDER BY taken, position"
         )
-        return read_cut(row, groups)
+        cut = read_cut(row, groups)
+        if (len(cut.members), len(cut.excluded)) != (row["groups"], row["excluded"]):
+            raise UserError(
+                f"the pool has {len(cut.members)} of the {row['groups']} groups of batch {name}, and {len(cut.excluded)} of "
+                f"the {row['excluded']} that it left out: is the sink storing them now? Try again; `claw status` tells"
+            )
+        return cut
 
     def load(self, cut: BatchCut) -> Parts:
         """What the cut's batch is made of, as far as the pool has it."""

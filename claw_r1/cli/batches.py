@@ -35,9 +35,11 @@ ORDER BY cut_time DESC, sequence DESC
 """
 _NEWEST: Final = f"""
 WITH newest AS (
-    SELECT * FROM cuts FINAL
-    WHERE ({{recipe:String}} = '' OR recipe = {{recipe:String}}) AND ({{run:String}} = '' OR run_id = {{run:String}})
-    ORDER BY append_time DESC, sequence DESC LIMIT {{limit:UInt32}}
+    SELECT * FROM cuts FINAL WHERE (recipe, run_id, sequence) IN (
+        SELECT recipe, run_id, sequence FROM cuts FINAL
+        WHERE ({{recipe:String}} = '' OR recipe = {{recipe:String}}) AND ({{run:String}} = '' OR run_id = {{run:String}})
+        ORDER BY append_time DESC, sequence DESC LIMIT {{limit:UInt32}}
+    )
 )
 {_SUMMARY}
 """

@@ -76,7 +76,7 @@ _PARTS: Final[Mapping[str, str]] = {
         WHERE {_ONE} AND fact_id IS NULL ORDER BY recipe, append_time""",
     "batches": """
         SELECT recipe, sequence, batch_id, trained_policy_version, group_id, groupUniqArray(step_id) AS step_ids
-        FROM lineage WHERE trajectory_uid = {uid:String} AND run_id = {run:String}
+        FROM trajectory_batches(trajectory_uid = {uid:String}) WHERE group_run_id = {run:String}
         GROUP BY recipe, sequence, batch_id, trained_policy_version, group_id ORDER BY recipe, sequence""",
 }
 TOKENS: Final = ("new_prompt_ids", "response_ids", "rollout_log_probs", "prefix_len")

@@ -360,6 +360,17 @@ def test_what_the_pool_lacks_or_has_otherwise_is_named(told: Told) -> None:
         rebuild_batch(f"{told.recipe}/1", clickhouse=pool.url, database=pool.database)
     with pytest.raises(UserError, match=r"reward differ \(digest"):
         rebuild_batch(f"{told.recipe}/2", clickhouse=pool.url, database=pool.database)
+    before = "annotation_values = map(), is_whole = false"
+    pool.rows(f"ALTER TABLE samples UPDATE reward = 0, {before} WHERE group_id = 'g4' SETTINGS mutations_sync = 1")
+    old = told.cuts[1].members[0].sample_ids[0]
+    with pytest.raises(
+        UserError, match=f"values differ .* stored these before it kept all that they were: .*sample {old}"
+    ):
+        rebuild_batch(f"{told.recipe}/2", clickhouse=pool.url, database=pool.database)
+    pool.rows("ALTER TABLE cut_members DELETE WHERE group_id = 'g5' SETTINGS mutations_sync = 1")
+    with pytest.raises(UserError, match="has 1 of the 2 groups of batch"):
+        rebuild_batch(f"{told.recipe}/2", clickhouse=pool.url, database=pool.database)
+    pool.rows(f"INSERT INTO cut_members SELECT * FROM {told.pool.database}.cut_members WHERE group_id = 'g5'")
     pool.rows("TRUNCATE TABLE recipes")
     with pytest.raises(UserError, match=f"the pool lacks version 1 of recipe {told.recipe}"):
         rebuild_batch(f"{told.recipe}/2", clickhouse=pool.url, database=pool.database)
