@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlencode, urlsplit
 
 from claw_r1.errors import DependencyUnreachable, RetryableError, UserError
 from claw_r1.events import BatchCut, GroupReady, Sample
-from claw_r1.ids import split_group_id
+from claw_r1.ids import split_batch_name, split_group_id
 from claw_r1.recipes import Recipe
 from claw_r1.rules import sql_literal
 from trainer_adapter.groups import GroupKey
@@ -79,10 +79,10 @@ class Pool:
 
     def find_cut(self, name: str) -> BatchCut:
         """The cut of a batch that is named by its id, or as RECIPE/SEQUENCE. Raises UserError if the pool has none."""
-        recipe, slash, sequence = name.rpartition("/")
-        if slash and not sequence.isdecimal():
-            raise UserError(f"{name!r} names no batch: write RECIPE/SEQUENCE, such as grpo-main/7, or the batch's id")
-        named = f"recipe = {sql_literal(recipe)} AND sequence = {int(sequence)}" if slash else _equals("batch_id", name)
+        place = split_batch_name(name)
+        named = (
+            _equals("batch_id", name) if place is None else f"{_equals('recipe', place[0])} AND sequence = {place[1]}"
+        )
         row = next(self.ask(f"SELECT * FROM cuts FINAL WHERE {named} ORDER BY offset LIMIT 1"), None)
         if row is None:
             raise UserError(f"the pool has no batch {name}: `claw batches list` shows those there are")

@@ -14,6 +14,7 @@ from claw_r1.cli.batch_diff import compare
 from claw_r1.cli.trajectories import AsJson, Clickhouse, Database, Row, Timeout, ask_rows, clock, to_json
 from claw_r1.clickhouse import ClickHouse
 from claw_r1.errors import UserError
+from claw_r1.ids import split_batch_name
 
 app = typer.Typer(help="List, show and compare batches, and make one again.", no_args_is_help=True)
 
@@ -257,13 +258,11 @@ async def _find_lineage(
 
 async def _find(client: ClickHouse, name: str) -> Row:
     """The summary of a batch. Raises UserError if there is none of the name."""
-    recipe, slash, sequence = name.rpartition("/")
-    if slash and not sequence.isdecimal():
-        raise UserError(f"{name!r} names no batch: write RECIPE/SEQUENCE, such as grpo-main/7, or the batch's id")
-    if slash:
-        found = await ask_rows(client, _BY_SEQUENCE, {"recipe": recipe, "sequence": int(sequence)})
-    else:
+    place = split_batch_name(name)
+    if place is None:
         found = await ask_rows(client, _BY_ID, {"batch": name})
+    else:
+        found = await ask_rows(client, _BY_SEQUENCE, dict(zip(("recipe", "sequence"), place, strict=True)))
     if not found:
         raise UserError(f"the pool has no batch {name}: `claw batches list` shows those there are")
     return found[0]
