@@ -338,6 +338,10 @@ def _lines(story: Row) -> Iterator[str]:
     )
     yield f"{_known(story['samples'])} samples, {_known(story['trained_tokens'])} of {_known(story['tokens'])} tokens trained"
     yield f"digest {story['digest']}"
+    if story["trained_time"] is not None:
+        step = "" if story["trainer_step"] is None else f", trainer step {story['trainer_step']}"
+        weights = "" if story["weights_digest"] is None else f", weights {story['weights_digest']}"
+        yield f"committed {clock(story['trained_time'])}{step}{weights}"
     for group in story["members"]:
         yield ""
         fate = f"{len(group['sample_ids'])} samples" if group["taken"] else f"left out ({group['reason']})"
@@ -360,7 +364,7 @@ def _lines(story: Row) -> Iterator[str]:
             "cut": "applied by the cut",
             "emission": "in force when the group was emitted",
             "late": f"too late ({decision['late_reason']})",
-            None: "without effect on this batch",
+            None: "not in the cut",
         }[decision["bore"]]
         yield f"decision: {decision['action']}{value} on {about} by {decision['author']}, {how} ({decision['fact_id']})"
 

@@ -320,6 +320,7 @@ def test_a_batch_is_told_with_what_was_decided(told: Told) -> None:
         "out": None,
     }
     assert len(story["steps"]) == 4
+    assert "\ncommitted 2" in claw("show", f"{told.recipe}/1", *where(told))
     second = claw("show", told.batches[1].batch_id, *where(told))
     assert f"{told.recipe}/2 ({told.batches[1].batch_id}): cut" in second
     assert "group g3: left out (vetoed)" in second
