@@ -5,6 +5,7 @@ undo. Of decisions that contradict each other the latest by `at` counts, then th
 trajectory goes before what is said of its group. A value that the action cannot take says nothing.
 """
 
+import contextlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -36,6 +37,16 @@ class Curation:
 
 
 NOTHING: Final = Curation()
+NUMBERED: Final = ("override_reward", "quality")
+"""Actions whose value is meant to be a number."""
+
+
+def read_value(action: str, text: str | None, is_number: bool | None) -> str | float | None:
+    """A decision's value of the text that the pool keeps; None for `is_number`: the row is older than that column."""
+    if text is not None and (action in NUMBERED if is_number is None else is_number):
+        with contextlib.suppress(ValueError):
+            return float(text)
+    return text
 
 
 def list_in_force(decisions: Iterable[Decision]) -> list[Decision]:

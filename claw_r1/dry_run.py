@@ -6,6 +6,7 @@ came and every deadline had passed. Not told: trajectories that never ended; and
 of them are masked or a sample is too large. A lost context is told as `incomplete`.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Final
 
@@ -22,7 +23,7 @@ def list_untold(recipe: Recipe) -> list[str]:
 def dry_run_sql(recipe: Recipe) -> str:
     """The question, in ClickHouse's SQL, of the pool's tables: columns `about` (group, trajectory), `outcome` (emitted,
     discarded, held), `reason` and `number`."""
-    return (_KNOWN + _JUDGED).format_map(_parts(recipe))
+    return (_KNOWN + _GROUPED + _JUDGED).format_map(_parts(recipe))
 
 
 def matching_sql(recipe: Recipe) -> str:
@@ -33,8 +34,30 @@ def matching_sql(recipe: Recipe) -> str:
     return f"{known}\nSELECT prompt_uid, trajectory_uid FROM weighed WHERE {holds} ORDER BY prompt_uid, trajectory_uid"
 
 
-def _parts(recipe: Recipe) -> dict[str, object]:
+def picking_sql(recipe: Recipe, as_of: float) -> str:
+    """The ended trajectories for which all filters of the recipe hold, those on their groups too, by what was in the pool at
+    a time (seconds since the epoch): prompt_uid and trajectory_uid."""
+    holds = {
+        level: " AND ".join(compile_sql(c) for c in recipe.filters if c.level == level) or "1"
+        for level in ("trajectory", "group")
+    }
+    known = (_KNOWN + _GROUPED).rstrip().removesuffix(",").format_map(_parts(recipe, f" AND {until(as_of)}"))
+    return (
+        f"{known}\nSELECT w.prompt_uid AS prompt_uid, w.trajectory_uid AS trajectory_uid\n"
+        f"FROM (SELECT prompt_uid, group_id, trajectory_uid FROM weighed WHERE {holds['trajectory']}) AS w\n"
+        f"INNER JOIN (SELECT prompt_uid, group_id FROM grouped WHERE {holds['group']}) AS g\n"
+        "ON w.prompt_uid = g.prompt_uid AND w.group_id = g.group_id"
+    )
+
+
+def until(time: float) -> str:
+    """The condition that a row's record was appended by that time, seconds since the epoch."""
+    return f"append_time <= fromUnixTimestamp64Milli({math.floor(time * 1000)})"
+
+
+def _parts(recipe: Recipe, seen: str = "") -> dict[str, object]:
     return {
+        "seen": seen,
         "run": sql_literal(recipe.run_id),
         "channel": sql_literal(recipe.channel),
         "weight": _weights(recipe),
@@ -93,14 +116,14 @@ WITH
     ended AS (
         SELECT prompt_uid, group_id, trajectory_uid, task_id, status, complete, metadata
         FROM trajectories FINAL
-        WHERE run_id = {run} AND ifNull(channel, 'train') = {channel}
+        WHERE run_id = {run}{seen} AND ifNull(channel, 'train') = {channel}
     ),
     arrays AS (
         SELECT prompt_uid, trajectory_uid, step_id, groupUniqArray(name) AS names
         FROM (
             SELECT prompt_uid, trajectory_uid, step_id, name,
                 argMin(notEmpty(`values`), (-toInt128(revision), fact_id)) AS is_there
-            FROM annotations FINAL WHERE run_id = {run}
+            FROM annotations FINAL WHERE run_id = {run}{seen}
             GROUP BY prompt_uid, trajectory_uid, step_id, name
         )
         WHERE is_there
@@ -122,7 +145,7 @@ WITH
                 status = 'complete' AND role = 'policy' AND capture_ok AND has_log_probs AND response_len > 0
                 AND NOT hasAll(a.names, {arrays})
             ) AS lacking
-        FROM (SELECT * FROM steps FINAL WHERE run_id = {run}) AS s
+        FROM (SELECT * FROM steps FINAL WHERE run_id = {run}{seen}) AS s
         LEFT JOIN arrays AS a
             ON s.prompt_uid = a.prompt_uid AND s.trajectory_uid = a.trajectory_uid AND s.step_id = a.step_id
         GROUP BY prompt_uid, trajectory_uid
@@ -130,7 +153,7 @@ WITH
     latest AS (
         SELECT prompt_uid, trajectory_uid, step_id, source,
             argMin((value, self_reported), (-toInt128(revision), fact_id)) AS said
-        FROM rewards FINAL WHERE run_id = {run}
+        FROM rewards FINAL WHERE run_id = {run}{seen}
         GROUP BY prompt_uid, trajectory_uid, step_id, source
     ),
     levels AS (
@@ -163,14 +186,14 @@ WITH
                 arrayReverseSort(groupArray((ifNull(toFloat64(at), 0), fact_id, assumeNotNull(undoes)))),
                 CAST([], 'Array(String)')
             ) AS void
-        FROM decisions FINAL WHERE run_id = {run} AND action = 'undo' AND undoes IS NOT NULL
+        FROM decisions FINAL WHERE run_id = {run}{seen} AND action = 'undo' AND undoes IS NOT NULL
         GROUP BY prompt_uid
     ),
     in_force AS (
         SELECT d.prompt_uid AS prompt_uid, ifNull(d.trajectory_uid, '') AS trajectory_uid, d.step_id AS step_id,
             d.action AS action, d.value AS value, (ifNull(toFloat64(d.at), 0), d.fact_id) AS said_at,
             toFloat64OrNull(d.value) AS number
-        FROM (SELECT * FROM decisions FINAL WHERE run_id = {run}) AS d
+        FROM (SELECT * FROM decisions FINAL WHERE run_id = {run}{seen}) AS d
         LEFT JOIN undone AS u ON d.prompt_uid = u.prompt_uid
         WHERE NOT has(u.void, d.fact_id) AND d.action NOT IN ('undo', 'note')
     ),
@@ -222,7 +245,7 @@ WITH
 """
 """What is known of each ended trajectory; `weighed` has a column for every field of a trajectory that the pool tells."""
 
-_JUDGED: Final = """
+_GROUPED: Final = """
     settled AS (
         SELECT *,
             multiIf(
@@ -255,6 +278,10 @@ _JUDGED: Final = """
             ) AS members
         FROM settled GROUP BY prompt_uid, group_id
     ),
+"""
+"""What each of them, and each group, counts for under the recipe; `grouped` has a column for every field of a group."""
+
+_JUDGED: Final = """
     decided AS (
         SELECT members, length(rewards_kept) AS n_trainable,
             multiIf(

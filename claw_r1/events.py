@@ -11,6 +11,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 # Under their own names again: whoever reads or writes the log imports all events from here.
+from claw_r1.batch_events import CutSizes as CutSizes
+from claw_r1.batch_events import TokenStats as TokenStats
 from claw_r1.carried_events import CarriedRecipe as CarriedRecipe
 from claw_r1.carried_events import CarriedStanding as CarriedStanding
 from claw_r1.carried_events import GroupCarried as GroupCarried
@@ -517,6 +519,9 @@ class BatchCut(Event):
     """The trained version at which staleness was judged."""
     digest: str
     """SHA-256 of the batch's columns in their fixed order."""
+    checksums: dict[str, int] = Field(default_factory=dict)
+    """CRC-32 of what the digest is of, by name: which of it differs where the digest does."""
+    sizes: CutSizes | None = None
     holder: str
     at: float
 
@@ -566,6 +571,7 @@ EVENTS: dict[str, type[Event]] = {
         GroupAdmitted,
         BatchCut,
         BatchTrained,
+        TokenStats,
     )
 }
 """CloudEvents type → model; the only list."""

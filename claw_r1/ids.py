@@ -50,6 +50,16 @@ def split_group_id(name: str) -> tuple[str, int, int]:
     return prompt_uid, int(round_ or 1), int(part or 1)
 
 
+def split_batch_name(name: str) -> tuple[str, int] | None:
+    """(recipe, sequence) of a batch that is named RECIPE/SEQUENCE; None: the name is a batch's id. Raises UserError."""
+    recipe, slash, sequence = name.rpartition("/")
+    if not slash:
+        return None
+    if not sequence.isdecimal():
+        raise UserError(f"{name!r} names no batch: write RECIPE/SEQUENCE, such as grpo-main/7, or the batch's id")
+    return recipe, int(sequence)
+
+
 def event_key(run_id: str, prompt_uid: str) -> bytes:
     """The Kafka key of every fact of a group, so that one partition holds and orders them all."""
     return f"{run_id}/{prompt_uid}".encode()

@@ -12,6 +12,7 @@ EVENTS: Final = "claw.events.v1"
 TRAJECTORIES: Final = "claw.trajectories.v1"
 OUTCOMES: Final = "claw.outcomes.v1"
 CUTS: Final = "claw.cuts.v1"
+TOKEN_STATS: Final = "claw.token-stats.v1"
 POLICY: Final = "claw.policy.v1"
 ENGINES: Final = "claw.engines.v1"
 RUNS: Final = "claw.runs.v1"
@@ -83,6 +84,7 @@ def all_topics(events_partitions: int = DEFAULT_EVENTS_PARTITIONS) -> list[Topic
             OUTCOMES, events_partitions, group, "Outcome, GroupCarried", _config(retention_days=30, append_time=True)
         ),
         Topic(CUTS, 1, "recipe", "BatchCut, BatchTrained, Outcome", _config(append_time=True)),
+        Topic(TOKEN_STATS, 1, "recipe", "TokenStats", _config(retention_days=7, append_time=True)),
         Topic(POLICY, 1, "run_id[/engine]", "Policy", _config(cleanup="compact", append_time=True)),
         Topic(
             ENGINES,

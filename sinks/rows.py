@@ -4,6 +4,7 @@ A row is a tuple in the order of its table's columns; the last four are where th
 what an event becomes raises ROWS_VERSION, so that a range cut again under the new rules is not taken for the old one.
 """
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -17,11 +18,12 @@ from claw_r1 import events
 from claw_r1.errors import InvalidRecord
 from claw_r1.events import Event
 
-ROWS_VERSION: Final = 4
+ROWS_VERSION: Final = 5
 
 Kind = Literal[
     "text", "bytes", "bool", "u32", "u64", "i64", "f64", "micros", "millis", "ids", "floats", "mask", "texts",
-    "versions", "blobs", "rewards", "members", "spans", "links", "floats_by_name", "counts_by_name",
+    "versions", "blobs", "rewards", "members", "spans", "links", "floats_by_name", "counts_by_name", "u64s", "optional_floats",
+    "experts", "arrays_by_name",
 ]  # fmt: skip
 """What a column holds; the writer knows each kind's Arrow type. `ids`, `floats` and `mask` are packed bytes."""
 
@@ -180,6 +182,28 @@ def _span_links(sample: events.Sample) -> list[dict[str, Any]]:
     for link in links:
         _check_integers("span_links", link.values())
     return links
+
+
+def _experts(sample: events.Sample) -> list[dict[str, Any]]:
+    spans = [
+        {"step_id": s.step_id, "start": s.start, "end": s.end} | s.blob.model_dump() for s in sample.routed_experts
+    ]
+    for span in spans:
+        _check_integers("routed_experts", span.values())
+    return spans
+
+
+def _curation(ready: events.GroupReady) -> bytes:
+    """As Python writes JSON: with words for numbers that are not finite, which a decision may hold."""
+    return json.dumps([decision.model_dump() for decision in ready.curation]).encode()
+
+
+def _each(name: str, field: str) -> Callable[[Any], list[Any]]:
+    return lambda event: [getattr(part, field) for part in getattr(event, name)]
+
+
+def _sizes(field: str) -> Callable[[events.BatchCut], int | None]:
+    return lambda cut: None if cut.sizes is None else getattr(cut.sizes, field)
 
 
 def _check_integers(name: str, values: Iterable[Any]) -> None:
@@ -342,6 +366,7 @@ GROUPS = Table(
         *_RECIPE,
         *_texts("channel", "task_id", "reason"),
         _column("members", "members", _dump("members")),
+        _column("member_source_rewards", "optional_floats", _each("members", "source_reward")),
         _column("sample_ids", "texts"),
         _column("tokens", "u64"),
         _column("trained_tokens", "u64"),
@@ -355,6 +380,7 @@ GROUPS = Table(
         _column("min_version", "i64"),
         _column("max_version", "i64"),
         _column("decisions", "texts"),
+        _column("curation", "bytes", _curation),
         *_DECIDED,
         _column("decided_at", "micros", _micros("decided_at")),
     ),
@@ -377,9 +403,13 @@ SAMPLES = Table(
         _column("mask_reasons", "counts_by_name", _counts("mask_reasons")),
         _column("links", "counts_by_name", _counts("links")),
         _column("span_links", "links", _span_links),
+        _column("span_source_rewards", "optional_floats", _each("spans", "source_reward")),
         _column("holes", "u32"),
         _column("annotations", "texts", lambda sample: sorted(sample.annotations)),
+        _column("annotation_values", "arrays_by_name", attrgetter("annotations")),
         _column("annotations_missing", "counts_by_name", _counts("annotations_missing")),
+        _column("routed_experts", "experts", _experts),
+        _column("multi_modal_data", "blobs", _dump("multi_modal_data")),
         _column("tokens", "u32", lambda sample: len(sample.loss_mask)),
         _column("trained_tokens", "u32", lambda sample: sample.loss_mask.count(1)),
         _column("reward", "f64"),
@@ -388,6 +418,7 @@ SAMPLES = Table(
         _column("tags", "texts"),
         _column("quality", "f64"),
         _METADATA,
+        _column("is_whole", "bool", lambda sample: True),
     ),
 )
 OUTCOMES = Table(
@@ -413,9 +444,13 @@ CUTS = Table(
         _column("sequence", "u64"),
         _column("groups", "u32", lambda cut: len(cut.members)),
         _column("excluded", "u32", lambda cut: len(cut.excluded)),
+        *[_column(name, "u64", _sizes(name)) for name in ("samples", "tokens", "trained_tokens")],
+        *[_column(name, "i64", _sizes(name)) for name in ("oldest_version", "newest_version")],
         *[_column(name, "u64") for name in ("start", "cursor", "needs", "resume")],
         _column("policy_version", "i64"),
-        *_texts("digest", "holder"),
+        *_texts("digest"),
+        _column("checksums", "counts_by_name", _counts("checksums")),
+        *_texts("holder"),
         _AT,
     ),
 )
@@ -433,6 +468,7 @@ CUT_MEMBERS = Table(
         _column("sample_ids", "texts", lambda member: getattr(member.group, "sample_ids", ())),
         _column("left_out", "texts", lambda member: getattr(member.group, "left_out", ())),
         _column("decisions", "texts", lambda member: [decision.fact_id for decision in member.group.decisions]),
+        _column("decision_offsets", "u64s", lambda member: [decision.offset for decision in member.group.decisions]),
     ),
 )
 TRAINED = Table(
@@ -444,6 +480,19 @@ TRAINED = Table(
         _column("policy_version", "i64"),
         _column("trainer_step", "i64"),
         *_texts("weights_digest", "holder"),
+        _AT,
+    ),
+)
+TOKEN_STATS = Table(
+    "token_stats",
+    (
+        *_texts("batch_id", "recipe"),
+        _column("sequence", "u64"),
+        _column("policy_version", "i64"),
+        *_GROUP,
+        *_texts("trajectory_uid", "sample_id", "name"),
+        _column("values", "floats"),
+        *_texts("holder"),
         _AT,
     ),
 )
@@ -478,6 +527,7 @@ STORED: Final[dict[type[Event], tuple[Table, ...]]] = {
     events.TrajectoryIndex: (TRAJECTORY_LOOKUP,),
     events.BatchCut: (CUTS,),
     events.BatchTrained: (TRAINED,),
+    events.TokenStats: (TOKEN_STATS,),
 }
 """The tables in which every event of a type has exactly one row."""
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from claw_r1 import metrics
 from claw_r1.clickhouse import ClickHouse
+from claw_r1.codec import unpack_floats
 from sinks.plan import Partition
 from sinks.rows import TABLES, Kind, Table
 
@@ -42,6 +43,10 @@ _TYPES: Final[dict[Kind, pa.DataType]] = {
     "links": _named(kind=_TEXT, step_id=_TEXT, differs_at=_INT),
     "floats_by_name": pa.map_(_TEXT, pa.float64()),
     "counts_by_name": pa.map_(_TEXT, _INT),
+    "u64s": pa.list_(pa.uint64()),
+    "optional_floats": pa.list_(pa.float64()),
+    "experts": _named(step_id=_TEXT, sha256=_TEXT, bytes=_INT, kind=_TEXT, start=_INT, end=_INT),
+    "arrays_by_name": pa.map_(_TEXT, pa.list_(pa.float32())),
 }
 _PACKED: Final[dict[Kind, pa.DataType]] = {"ids": pa.uint32(), "floats": pa.float32(), "mask": pa.uint8()}
 
@@ -63,6 +68,8 @@ def _array(kind: Kind, values: Sequence[Any]) -> Any:
         return _packed_lists(values, item)
     if kind in ("floats_by_name", "counts_by_name"):
         values = [list(value.items()) for value in values]
+    if kind == "arrays_by_name":
+        values = [[(name, unpack_floats(packed)) for name, packed in arrays.items()] for arrays in values]
     return pa.array(values, type=_TYPES[kind])
 
 

@@ -2,6 +2,8 @@
 
 from trainer_adapter.batch import Group, NoColumn, TrainingBatch
 from trainer_adapter.ledger import Superseded
+from trainer_adapter.oneshot import build_batch
+from trainer_adapter.rebuild import rebuild_batch
 from trainer_adapter.stream import AsyncBatch, AsyncBatchStream, NoBatchYet
 from trainer_adapter.sync import Batch, BatchStream
 
@@ -15,4 +17,6 @@ __all__ = [
     "NoColumn",
     "Superseded",
     "TrainingBatch",
+    "build_batch",
+    "rebuild_batch",
 ]

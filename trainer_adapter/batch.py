@@ -5,7 +5,8 @@ replay is compared by it. Nothing is padded here.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -60,8 +61,8 @@ class TrainingBatch:
     algorithm: str
     """The recipe's; it says which of the columns below there are."""
     run_id: str
-    sequence: int
-    """Batches of a recipe count from 1; a sequence keeps its batch for ever."""
+    sequence: int | None
+    """Batches of a recipe count from 1; a sequence keeps its batch for ever. None: a one-shot batch, which no cut has."""
     trained_version: int | None
     """The newest trained policy version when the cut was made; None if there was none."""
     groups: tuple[Group, ...]
@@ -250,30 +251,45 @@ class TrainingBatch:
             row[: len(values)] = values
         return out
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """SHA-256 over the columns and the samples' identities in a fixed order; equal digests, equal batches."""
-        digest = hashlib.sha256()
+        return self._sums[0]
+
+    @property
+    def checksums(self) -> dict[str, int]:
+        """CRC-32 of each part of what the digest is of, by name."""
+        return self._sums[1]
+
+    @cached_property
+    def _sums(self) -> tuple[str, dict[str, int]]:
+        digest, checksums = hashlib.sha256(), dict[str, int]()
+        for name, part in self._digested():
+            digest.update(part)
+            checksums[name] = zlib.crc32(part, checksums.get(name, 0))
+        return digest.hexdigest(), checksums
+
+    def _digested(self) -> Iterator[tuple[str, bytes | memoryview]]:
         for name, field in _DIGESTED.items():
             column = getattr(self, field)
-            if column is None:
-                continue
-            digest.update(f"{name} {column.dtype.str} {column.shape}\n".encode())
-            digest.update(np.ascontiguousarray(column).data)
-        digest.update(_encode([self.sample_ids, self.trajectory_uids, self.prompt_uids, self.task_ids]))
-        digest.update(_encode([[s.model_dump(include=_DIGESTED_SPAN) for s in spans] for spans in self.spans]))
-        digest.update(_encode([[s.model_dump() for s in spans] for spans in self.version_spans]))
-        digest.update(_encode([self.reward_components, self.metadata]))
+            if column is not None:
+                yield name, f"{name} {column.dtype.str} {column.shape}\n".encode()
+                yield name, np.ascontiguousarray(column).data
+        yield "identities", _encode([self.sample_ids, self.trajectory_uids, self.prompt_uids, self.task_ids])
+        yield "spans", _encode([[s.model_dump(include=_DIGESTED_SPAN) for s in spans] for spans in self.spans])
+        yield "version_spans", _encode([[s.model_dump() for s in spans] for spans in self.version_spans])
+        yield "reward_components, metadata", _encode([self.reward_components, self.metadata])
         for name, column in self.annotations.items():
-            digest.update(f"annotation {name} {column.shape}\n".encode())
-            digest.update(np.ascontiguousarray(column).data)
-        for said in (self.labels, self.tags, self.quality):
+            yield f"annotations.{name}", f"annotation {name} {column.shape}\n".encode()
+            yield f"annotations.{name}", np.ascontiguousarray(column).data
+        for name in ("labels", "tags", "quality"):
+            said = getattr(self, name)
             if any(one not in (None, ()) for one in said):
-                digest.update(_encode(said))
-        for references in (self.routed_experts, self.multi_modal_data):
+                yield name, _encode(said)
+        for name in ("routed_experts", "multi_modal_data"):
+            references = getattr(self, name)
             if any(references):
-                digest.update(_encode([[r.model_dump() for r in of_sample] for of_sample in references]))
-        return digest.hexdigest()
+                yield name, _encode([[r.model_dump() for r in of_sample] for of_sample in references])
 
 
 _DIGESTED = {name: name for name in ("offsets", "token_ids", "loss_mask", "rollout_log_probs", "reward")}

@@ -29,7 +29,7 @@ from claw_r1.bus import (
 )
 from claw_r1.codec import decode, encode
 from claw_r1.errors import RetryableError, UserError
-from claw_r1.events import BatchCut, BatchTrained, Event, Outcome, Policy
+from claw_r1.events import BatchCut, BatchTrained, Event, Outcome, Policy, TokenStats
 from trainer_adapter.cut import History
 
 log = logging.getLogger("claw.trainer")
@@ -62,6 +62,10 @@ def fate_entry(fate: Outcome) -> Entry:
     """What a trainer says of a decision stands with its cuts: the outcomes topic is the ledger of the stream workers."""
     assert fate.recipe is not None
     return Entry(topics.CUTS, fate.recipe, fate)
+
+
+def stats_entry(stats: TokenStats) -> Entry:
+    return Entry(topics.TOKEN_STATS, stats.recipe, stats)
 
 
 def policy_entry(policy: Policy) -> Entry:
@@ -126,7 +130,8 @@ class Ledger:
     async def append(self, entries: Sequence[Entry]) -> None:
         """Write all entries or none, visible together; returns when they are durable.
 
-        Raises Superseded; RetryableError when it is not known whether they are written: `mend`, then look.
+        Raises Superseded; RetryableError when a topic is not there, or when it is not known whether they are written: `mend`,
+        then look.
         """
         async with self._lock:
             await self._mend()
@@ -134,8 +139,13 @@ class Ledger:
             assert producer is not None
             try:
                 async with asyncio.timeout(self._deadline):
+                    wanted = {entry.topic for entry in entries}
+                    await track_topics(producer, *wanted)
+                    if missing := wanted - producer.client.cluster.topics():
+                        raise RetryableError(
+                            f"the broker has no topic {min(missing)}, or no leader for it now: `claw topics apply` creates it"
+                        )
                     await producer.begin_transaction()
-                    await track_topics(producer, *{entry.topic for entry in entries})
                     written = [await self._send(producer, entry) for entry in entries]
                     offsets = [sent.offset for sent in await asyncio.gather(*written)]
                     await producer.commit_transaction()

@@ -33,6 +33,10 @@ _MAX_READY = 65_536
 _MAX_LATE = 65_536
 
 
+class Trimmed(UserError):
+    """The recipe's topic no longer holds what a batch needs."""
+
+
 class Source:
     """What a trainer reads: the shelf of ready groups, the recipe's versions, the newest policy of every run."""
 
@@ -283,7 +287,7 @@ class Source:
     ) -> tuple[dict[str, Sample], dict[int, GroupReady | Decision]]:
         """Samples by id, markers and decisions by offset, read again from [start, end) of the topic; the first of an id counts.
 
-        Raises UserError if the topic no longer holds one of them.
+        Raises Trimmed if the topic no longer holds one of them.
         """
         found: dict[str, Sample] = {}
         found_others: dict[int, GroupReady | Decision] = {}
@@ -297,9 +301,10 @@ class Source:
 
         await self._read_again(start, end, keep)
         if missing := (set(samples) - found.keys()) or (set(offsets) - found_others.keys()):
-            raise UserError(
+            raise Trimmed(
                 f"{self._batches.topic} no longer holds what the batch needs between offsets {start} and {end} (for "
-                f"instance {next(iter(missing))}): the topic was trimmed. Seek to a later batch."
+                f"instance {next(iter(missing))}): the topic was trimmed. Seek to a later batch, or say where the pool is "
+                "with pool=URL."
             )
         return found, found_others
 

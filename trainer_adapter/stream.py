@@ -11,13 +11,13 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from claw_r1.errors import DependencyUnreachable, RetryableError, UserError
-from claw_r1.events import BatchCut, BatchTrained, CutMember, Decision, GroupReady, Outcome, Policy, Sample
+from claw_r1.events import BatchCut, BatchTrained, Decision, GroupReady, Outcome, Policy, Sample
 from claw_r1.ids import derived_id
 from trainer_adapter.batch import TrainingBatch, build_columns
 from trainer_adapter.credit import gae_of
@@ -31,11 +31,14 @@ from trainer_adapter.cut import (
     name_members,
     select,
 )
-from trainer_adapter.decisions import curate_group
 from trainer_adapter.demand import Demander, Stock
 from trainer_adapter.groups import HeldSample, ReadyGroup, Shelf
-from trainer_adapter.ledger import Entry, Ledger, cut_entry, fate_entry, policy_entry, trained_entry
-from trainer_adapter.source import Source
+from trainer_adapter.ledger import Entry, Ledger, cut_entry, fate_entry, policy_entry, stats_entry, trained_entry
+from trainer_adapter.pool import Pool
+from trainer_adapter.rebuild import why_it_differs
+from trainer_adapter.remake import Parts, head_of, list_missing, measure, name_samples, remake_columns
+from trainer_adapter.source import Source, Trimmed
+from trainer_adapter.stats import list_stats, read_stats
 
 log = logging.getLogger("claw.trainer")
 
@@ -57,16 +60,26 @@ class NoBatchYet(TimeoutError):
 class AsyncBatch(TrainingBatch):
     """A batch that was handed out and can be acknowledged."""
 
+    sequence: int
     stream: "AsyncBatchStream" = field(repr=False)
     cut: BatchCut = field(repr=False)
     lap: int = field(repr=False)
 
     async def commit(
-        self, *, policy_version: int, trainer_step: int | None = None, weights_digest: str | None = None
+        self,
+        *,
+        policy_version: int,
+        trainer_step: int | None = None,
+        weights_digest: str | None = None,
+        token_stats: Mapping[str, Any] | None = None,
     ) -> None:
         """Record that the optimiser step is done and made this policy version: see `AsyncBatchStream.commit`."""
         await self.stream.commit(
-            self, policy_version=policy_version, trainer_step=trainer_step, weights_digest=weights_digest
+            self,
+            policy_version=policy_version,
+            trainer_step=trainer_step,
+            weights_digest=weights_digest,
+            token_stats=token_stats,
         )
 
 
@@ -83,6 +96,8 @@ class AsyncBatchStream:
     - `appear`: seconds to wait at start for the recipe and its topic to exist.
     - `prefetch_bytes`: bytes of ready samples that are kept in memory ahead; more is read again when its cut is made.
     - `deadline`: seconds after which a broker that does not answer is an error of the single operation.
+    - `pool`, `database`: ClickHouse URL and database of the pool. A batch that comes again is made from there if the recipe's
+      topic was trimmed.
     """
 
     def __init__(
@@ -96,6 +111,8 @@ class AsyncBatchStream:
         appear: float = 10.0,
         prefetch_bytes: int = 512 * 2**20,
         deadline: float = 30.0,
+        pool: str | None = None,
+        database: str = "claw",
     ) -> None:
         self._name = recipe
         self._holder = holder or f"{socket.gethostname()}:{os.getpid()}"
@@ -106,6 +123,7 @@ class AsyncBatchStream:
         self._deadline = deadline
         self._ledger = Ledger(recipe, kafka=kafka, holder=self._holder, deadline=deadline)
         self._source = Source(recipe, kafka=kafka, deadline=deadline)
+        self._pool = None if pool is None else Pool(pool, database)
         self._demander = Demander(self._stock, kafka=kafka, holder=self._holder)
         self._shelf: Shelf | None = None
         self._begin = 0
@@ -340,6 +358,8 @@ class AsyncBatchStream:
             resume=shelf.resume_at(selection.cursor, selection.groups),
             policy_version=trained,
             digest=batch.digest,
+            checksums=batch.checksums,
+            sizes=measure(batch),
             holder=self._holder,
             at=time.time(),
         )
@@ -363,44 +383,37 @@ class AsyncBatchStream:
         return bodies
 
     async def _replay(self, sequence: int) -> AsyncBatch:
-        """The batch of a cut, read again from the topic, the same in every byte."""
+        """The batch of a cut, made again of what the topic or, where that was trimmed, the pool holds; the same in every
+        byte."""
         cut = await self._ledger.read_cut(sequence)
-        wanted = {sample_id for member in cut.members for sample_id in (*member.sample_ids, *member.left_out)}
-        offsets = {offset for m in cut.members for offset in (m.offset, *(d.offset for d in m.decisions))}
-        bodies, others = await self._source.load(cut.needs, max(offsets) + 1, samples=wanted, offsets=offsets)
-        pairs = [self._make_again(member, bodies, others) for member in cut.members]
-        recipe = self._source.recipe_of(cut.recipe_version)
-        batch = self._hand_out(cut, build_columns(pairs, recipe.algorithm, gae_of(recipe)))
+        parts = await self._parts(cut)
+        batch = self._hand_out(cut, remake_columns(cut, parts, self._source.recipe_of))
         if batch.digest != cut.digest:
-            raise UserError(
-                f"batch {sequence} of recipe {self._name} cannot be made again: its columns have the digest "
-                f"{batch.digest[:16]}, the cut says {cut.digest[:16]}. Was it cut by another version of this package?"
-            )
+            why = why_it_differs(cut, batch, parts)
+            raise UserError(f"batch {sequence} of recipe {self._name} cannot be made again: {why}")
         return batch
 
-    def _make_again(
-        self, member: CutMember, bodies: dict[str, Sample], others: dict[int, GroupReady | Decision]
-    ) -> tuple[GroupReady, list[Sample]]:
-        """A group of a cut as the cut saw it: with the decisions that it names, whatever was decided since."""
-        marker = others[member.offset]
-        assert isinstance(marker, GroupReady)
-        if not member.decisions:
-            return marker, [bodies[sample_id] for sample_id in member.sample_ids]
-        later = [event for named in member.decisions if isinstance(event := others[named.offset], Decision)]
-        samples = [bodies[sample_id] for sample_id in marker.sample_ids]
-        curated = curate_group(marker, samples, later, self._source.recipe_of(marker.recipe_version))
-        return curated.marker, list(curated.samples)
+    async def _parts(self, cut: BatchCut) -> Parts:
+        offsets = {offset for m in cut.members for offset in (m.offset, *(d.offset for d in m.decisions))}
+        try:
+            samples, others = await self._source.load(
+                cut.needs, max(offsets) + 1, samples=name_samples(cut), offsets=offsets
+            )
+        except Trimmed:
+            if self._pool is None:
+                raise
+            log.info("a batch is made again from the pool", extra={"recipe": self._name, "sequence": cut.sequence})
+            parts = await asyncio.to_thread(self._pool.load, cut)
+            if missing := ", ".join(list_missing(cut, parts)):
+                raise UserError(
+                    f"neither the recipe's topic nor the pool has all of batch {cut.sequence}: {missing}"
+                ) from None
+            return parts
+        markers = {(e.run_id, e.group_id): e for e in others.values() if isinstance(e, GroupReady)}
+        return Parts(samples, markers, {e.fact_id: e for e in others.values() if isinstance(e, Decision)})
 
-    def _hand_out(self, cut: BatchCut, columns: dict[str, object]) -> AsyncBatch:
-        head = {
-            "batch_id": cut.batch_id,
-            "recipe": cut.recipe,
-            "recipe_version": cut.recipe_version,
-            "run_id": cut.run_id,
-            "sequence": cut.sequence,
-            "trained_version": cut.policy_version,
-        }
-        return AsyncBatch(stream=self, cut=cut, lap=self._lap, **head, **columns)  # type: ignore[arg-type]
+    def _hand_out(self, cut: BatchCut, columns: dict[str, Any]) -> AsyncBatch:
+        return AsyncBatch(stream=self, cut=cut, lap=self._lap, **head_of(cut), **columns)
 
     # ------------------------------------------------------------------------------------------------------- commit
 
@@ -411,14 +424,20 @@ class AsyncBatchStream:
         policy_version: int,
         trainer_step: int | None = None,
         weights_digest: str | None = None,
+        token_stats: Mapping[str, Any] | None = None,
     ) -> None:
         """Record that a batch's optimiser step is done and that the run's weights are now `policy_version`.
 
         Batches are committed in the order in which they were handed out; versions rise. The same commit again does
         nothing. Waits through a broker's absence up to twice `deadline`. Raises UserError, and records nothing, for a
-        commit out of order or a version that does not rise; Superseded; RetryableError if the broker stays away: then the
-        same call again finds out whether it was recorded.
+        commit out of order, a version that does not rise, or token_stats of another length; Superseded; RetryableError if
+        the broker stays away: then the same call again finds out whether it was recorded.
+
+        `token_stats` go to the pool: arrays by name, one number per token of the batch ([T], or an array for each sample),
+        NaN where there is none. `log_probs` is the trainer's log-prob of the token before the step, nats; other names, such
+        as `clipped`, are kept too.
         """
+        columns = read_stats(batch, token_stats or {})
         async with self._committing:
             end = time.monotonic() + 2 * self._deadline
             while True:
@@ -441,7 +460,10 @@ class AsyncBatchStream:
                         at=time.time(),
                     )
                     fates = self._fates()
-                    await self._ledger.append([trained_entry(trained), policy_entry(_policy_of(trained)), *fates])
+                    stats = map(stats_entry, list_stats(batch, columns, trained))
+                    await self._ledger.append(
+                        [*stats, trained_entry(trained), policy_entry(_policy_of(trained)), *fates]
+                    )
                     self._forget(fates)
                     self._position = batch.sequence
                     return

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -21,19 +21,31 @@ _COLUMNS = tuple(column.name for column in fields(TrainingBatch))
 class Batch(TrainingBatch):
     """A batch that was handed out and can be acknowledged."""
 
+    sequence: int
     stream: "BatchStream" = field(repr=False)
     source: AsyncBatch = field(repr=False)
 
     def commit(
-        self, *, policy_version: int, trainer_step: int | None = None, weights_digest: str | None = None
+        self,
+        *,
+        policy_version: int,
+        trainer_step: int | None = None,
+        weights_digest: str | None = None,
+        token_stats: Mapping[str, Any] | None = None,
     ) -> None:
         """Record that the optimiser step is done and made this policy version.
 
-        The same commit again does nothing. Raises UserError, and records nothing, for a commit out of order or a version
-        that does not rise; Superseded if another trainer took the recipe; RetryableError if the broker stays away.
+        The same commit again does nothing. `token_stats` go to the pool: arrays by name, one number per token ([T], or an
+        array for each sample), NaN where there is none; `log_probs` is the trainer's log-prob before the step, nats. Raises
+        UserError, and records nothing, for a commit out of order, a version that does not rise, or arrays of another length;
+        Superseded if another trainer took the recipe; RetryableError if the broker stays away.
         """
         self.stream.commit(
-            self, policy_version=policy_version, trainer_step=trainer_step, weights_digest=weights_digest
+            self,
+            policy_version=policy_version,
+            trainer_step=trainer_step,
+            weights_digest=weights_digest,
+            token_stats=token_stats,
         )
 
 
@@ -59,6 +71,8 @@ class BatchStream:
         appear: float = 10.0,
         prefetch_bytes: int = 512 * 2**20,
         deadline: float = 30.0,
+        pool: str | None = None,
+        database: str = "claw",
     ) -> None:
         self._make: Callable[[], AsyncBatchStream] = lambda: AsyncBatchStream(
             recipe,
@@ -69,6 +83,8 @@ class BatchStream:
             appear=appear,
             prefetch_bytes=prefetch_bytes,
             deadline=deadline,
+            pool=pool,
+            database=database,
         )
         self._timeout = timeout
         self._stream: AsyncBatchStream | None = None
@@ -124,12 +140,22 @@ class BatchStream:
         return Batch(stream=self, source=handed, **{name: getattr(handed, name) for name in _COLUMNS})
 
     def commit(
-        self, batch: Batch, *, policy_version: int, trainer_step: int | None = None, weights_digest: str | None = None
+        self,
+        batch: Batch,
+        *,
+        policy_version: int,
+        trainer_step: int | None = None,
+        weights_digest: str | None = None,
+        token_stats: Mapping[str, Any] | None = None,
     ) -> None:
         """What `batch.commit` does."""
         self._wait(
             self._open_stream().commit(
-                batch.source, policy_version=policy_version, trainer_step=trainer_step, weights_digest=weights_digest
+                batch.source,
+                policy_version=policy_version,
+                trainer_step=trainer_step,
+                weights_digest=weights_digest,
+                token_stats=token_stats,
             )
         )
 

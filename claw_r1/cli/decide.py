@@ -15,6 +15,7 @@ from claw_r1 import bus
 from claw_r1.cli.address import clickhouse_address, database_name, kafka_address
 from claw_r1.clickhouse import ClickHouse
 from claw_r1.codec import encode
+from claw_r1.curation import NUMBERED
 from claw_r1.dry_run import list_untold, matching_sql
 from claw_r1.events import Decision
 from claw_r1.ids import check_id, derived_id, new_id
@@ -23,7 +24,7 @@ from claw_r1.rules import Condition
 from claw_r1.topics import EVENTS
 
 ACTIONS = get_args(Decision.model_fields["action"].annotation)
-NUMBERED, WORDED = ("override_reward", "quality"), ("relabel", "tag", "note")
+WORDED = ("relabel", "tag", "note")
 
 
 def decide(

@@ -40,7 +40,8 @@ async def write_dictionary(url: str, database: str) -> str:
         by_table = {name: list(found) for name, found in groupby(columns, key=lambda column: str(column["table"]))}
         for table in tables:
             if table["name"] not in by_table:  # a view with a parameter
-                question = f"DESCRIBE (SELECT * FROM {table['name']}(trajectory_uid = ''))"
+                parameter = table["comment"].rpartition("parameter: ")[2]
+                question = f"DESCRIBE (SELECT * FROM {table['name']}({parameter} = '0'))"
                 by_table[table["name"]] = (await client.query(question)).dicts()
     return "\n".join([HEAD, *(line for table in tables for line in _section(table, by_table[table["name"]]))])
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "migrate": Command("claw_r1.cli.migrate:migrate", "Bring the pool's tables up to date."),
     "trajectories": Command("claw_r1.cli.trajectories:trajectories", "List the trajectories that ended last."),
     "show": Command("claw_r1.cli.trajectories:show", "Show one trajectory, from its first call to its batch."),
+    "batches": Command("claw_r1.cli.batches:app", "List, show and compare batches, and make one again."),
     "tail": Command("claw_r1.cli.tail:tail", "Follow what happens, a line a fact."),
     "recipes": Command("claw_r1.cli.recipes:app", "Apply, try, list, delete and backfill recipes."),
     "decide": Command("claw_r1.cli.decide:decide", "Veto, keep, tag, or override rewards of groups and trajectories."),

@@ -76,7 +76,7 @@ _PARTS: Final[Mapping[str, str]] = {
         WHERE {_ONE} AND fact_id IS NULL ORDER BY recipe, append_time""",
     "batches": """
         SELECT recipe, sequence, batch_id, trained_policy_version, group_id, groupUniqArray(step_id) AS step_ids
-        FROM lineage WHERE trajectory_uid = {uid:String} AND run_id = {run:String}
+        FROM trajectory_batches(trajectory_uid = {uid:String}) WHERE group_run_id = {run:String}
         GROUP BY recipe, sequence, batch_id, trained_policy_version, group_id ORDER BY recipe, sequence""",
 }
 TOKENS: Final = ("new_prompt_ids", "response_ids", "rollout_log_probs", "prefix_len")
@@ -96,13 +96,13 @@ def trajectories(
     asked = {"run": run, "task": task, "status": status, "limit": limit}
     found = asyncio.run(_ask(clickhouse, database, timeout, NEWEST, asked))
     if as_json:
-        print(_json(found))
+        print(to_json(found))
         return
     for row in found:
         rewards = " ".join(f"{reward['source']}={reward['value']:g}" for reward in row["rewards"]) or "no reward"
         whole = row["status"] if row["complete"] else f"{row['status']} (incomplete)"
         print(
-            f"{_clock(row['ended'])}  {row['trajectory_uid']}  {whole}  {row['steps']} steps  {rewards}  {_fates(row)}"
+            f"{clock(row['ended'])}  {row['trajectory_uid']}  {whole}  {row['steps']} steps  {rewards}  {_fates(row)}"
         )
     if not found:
         print("no trajectory that fits has ended: `claw tail` shows what comes in", file=sys.stderr)
@@ -123,7 +123,7 @@ def show(
         for name in () if tokens else TOKENS:
             del step[name]
     if as_json:
-        print(_json(story))
+        print(to_json(story))
         return
     print("\n".join(_lines(story)))
 
@@ -134,10 +134,10 @@ async def _ask(
     async with await ClickHouse.connect(
         clickhouse_address(clickhouse), database_name(database), timeout=timeout
     ) as client:
-        return await _rows(client, question, asked)
+        return await ask_rows(client, question, asked)
 
 
-async def _rows(client: ClickHouse, question: str, asked: Mapping[str, Any]) -> list[Row]:
+async def ask_rows(client: ClickHouse, question: str, asked: Mapping[str, Any]) -> list[Row]:
     try:
         return (await client.query(question, asked, settings={"join_use_nulls": 1})).dicts()
     except QueryRefused as error:
@@ -150,7 +150,7 @@ async def _tell(clickhouse: str | None, database: str | None, timeout: float, ui
     async with await ClickHouse.connect(
         clickhouse_address(clickhouse), database_name(database), timeout=timeout
     ) as client:
-        places = await _rows(client, _PLACES, {"uid": uid, "run": run})
+        places = await ask_rows(client, _PLACES, {"uid": uid, "run": run})
         if not places:
             raise UserError(f"the pool has no trajectory {uid}: `claw trajectories` lists those that ended last")
         if len({place["run_id"] for place in places}) > 1:
@@ -158,7 +158,7 @@ async def _tell(clickhouse: str | None, database: str | None, timeout: float, ui
             raise UserError(f"several runs have a trajectory {uid}: say which with --run ({runs})")
         place = places[0]
         asked = {"uid": uid, "run": place["run_id"], "prompt": place["prompt_uid"]}
-        parts = {name: await _rows(client, question, asked) for name, question in _PARTS.items()}
+        parts = {name: await ask_rows(client, question, asked) for name, question in _PARTS.items()}
     ended = parts.pop("ended")
     for step in parts["steps"]:
         step["new_messages"] = _decoded(step["new_messages"], [])
@@ -224,9 +224,9 @@ def _fates(row: Row) -> str:
     return ", ".join(f"{recipe}: {outcome} ({reason})" for recipe, outcome, reason in sorted(fates)) or "undecided"
 
 
-def _clock(time: datetime) -> str:
+def clock(time: datetime) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _json(value: Any) -> str:
+def to_json(value: Any) -> str:
     return json.dumps(value, default=str)

@@ -4,13 +4,13 @@ Pure; the inverse of what the sink does, of what a fold looks at. Times of sende
 reason as text, and of an empty text nobody knows whether it was there.
 """
 
-import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from claw_r1.codec import pack_floats, pack_ids
+from claw_r1.curation import read_value
 from claw_r1.events import (
     Annotation,
     BlobRef,
@@ -28,8 +28,6 @@ from claw_r1.events import (
 from streams.backfill.rounds import Closing, Logged
 
 Row = Mapping[str, Any]
-NUMBERED: Final = ("override_reward", "quality")
-"""Actions of a decision whose value is meant to be a number; older rows do not say whether it is."""
 
 
 def read_fact(table: str, row: Row) -> Logged:
@@ -93,10 +91,7 @@ def _annotation(row: Row) -> Annotation:
 
 
 def _decision(row: Row) -> Decision:
-    value, is_number = row["value"], row["value_is_number"]
-    if value is not None and (row["action"] in NUMBERED if is_number is None else is_number):
-        with contextlib.suppress(ValueError):
-            value = float(value)
+    value = read_value(row["action"], row["value"], row["value_is_number"])
     return Decision.model_validate(_fields(row) | {"value": value})
 
 

@@ -6,12 +6,14 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from claw_r1 import topics
-from claw_r1.codec import encode
+from claw_r1.bus import read_topic
+from claw_r1.codec import decode, encode
 from claw_r1.errors import DependencyUnreachable, InvalidRecord, UserError
-from claw_r1.events import BatchCut, BatchTrained, Event, Policy
+from claw_r1.events import BatchCut, BatchTrained, Event, Policy, TokenStats
 from claw_r1.local.ports import find_port
 from tests.conftest import Stack
 from tests.integration.adapter_stand import AdapterStand, an_adapter_stand
@@ -364,6 +366,11 @@ def test_a_blocking_trainer_needs_no_loop(stack: Stack) -> None:
     async def body(stand: AdapterStand) -> None:
         await stand.publish(*(stand.group(number) for number in range(3)))
         assert await asyncio.to_thread(_train, stand) == [1, 2, 3]
+        records = await read_topic(stand.kafka, topics.TOKEN_STATS, client_id="test")
+        stats = [decode(r.headers, r.value) for r in records if r.key == stand.recipe.name.encode()]
+        assert [(s.sequence, s.policy_version, len(s.values)) for s in stats if isinstance(s, TokenStats)] == [
+            (number, number, 16) for number in (1, 2, 3) for _ in range(2)
+        ]
 
     on_stand(stack, body)
 
@@ -374,7 +381,8 @@ def _train(stand: AdapterStand) -> list[int]:
     with BatchStream(stand.recipe.name, kafka=stand.kafka, timeout=30) as stream:
         for batch in stream:
             numbers.append(batch.sequence)
-            batch.commit(policy_version=(stream.policy_version or 0) + 1)
+            stats = {"log_probs": np.zeros(batch.tokens)}
+            batch.commit(policy_version=(stream.policy_version or 0) + 1, token_stats=stats)
             if stream.cursor() == 3:
                 break
         with pytest.raises(TimeoutError, match="0 of 1 groups are ready"):

@@ -113,7 +113,9 @@ def test_a_decision_is_found_in_its_cut_or_as_late(full: Pool) -> None:
         {"decisions": [], "left_out": [], "taken": False},
         {"decisions": ["decision"], "left_out": ["left"], "taken": True},
     ]
-    late = full.rows("SELECT fact_id, reason, batch, input_partition, pos FROM outcomes FINAL WHERE batch IS NOT NULL")
+    late = full.rows(
+        "SELECT fact_id, reason, batch, input_partition, pos FROM outcomes FINAL WHERE run_id = 'full' AND batch IS NOT NULL"
+    )
     assert late == [{"fact_id": "decision", "reason": "in_batch", "batch": 1, "input_partition": None, "pos": None}]
 
 
