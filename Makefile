@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup-$(shell cat requirements/bootstrap.txt requirements/dev.txt pyproject.toml | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-ci demo test test-all test-vllm chaos bench-gateway bench-streams bench-sink lint format reference lock clean
+.PHONY: help setup setup-ci demo test test-all test-vllm chaos bench-gateway bench-streams bench-pool lint format reference lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,8 +47,9 @@ bench-gateway: setup  ## what the gateway adds to a call, beside other gateways 
 bench-streams: setup  ## how fast facts become ready groups, beside other pools (half an hour, on a quiet machine)
 	$(BIN)/python -m benchmarks.streams_rate --into docs/performance.md
 
-bench-sink: setup  ## how fast facts become rows, how soon they are found, what they take on disk (five minutes)
+bench-pool: setup  ## how fast facts become rows, and what questions cost with ten million steps (ten minutes, on a quiet machine)
 	$(BIN)/python -m benchmarks.sink_rate --into docs/performance.md
+	$(BIN)/python -m benchmarks.pool_queries --into docs/performance.md
 
 lint: setup  ## ruff, format check, mypy --strict, import rules, generated files up to date
 	$(BIN)/ruff check .

@@ -271,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON document: machine, figures, ratios")
     parser.add_argument("--into", type=Path, metavar="FILE", help="write the table between the marks of a document too")
     arguments = parser.parse_args(argv)
-    sizes = QUICK if arguments.quick else SIZES
+    sizes: tuple[int, ...] = QUICK if arguments.quick else SIZES
     if arguments.sizes:
         sizes = tuple(int(size) for size in arguments.sizes.split(","))
     report = Report(machine(("chdb",)))
