@@ -29,7 +29,7 @@ demo: setup  ## the main job: agents play, the pool fills, a policy learns (Ctrl
 	$(BIN)/claw demo
 
 test: setup  ## the tests of every part, on a real broker and a real ClickHouse engine
-	$(BIN)/python -m pytest -m "not slow" -n 3 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder
 
 test-all: setup-ci  ## the tests that are long
 	$(BIN)/python -m pytest -m slow

@@ -5,12 +5,12 @@ import asyncio
 import pytest
 
 from benchmarks import pool_queries
-from claw_r1.local.stack import RunningStack
+from tests.conftest import Stack
 
 pytestmark = pytest.mark.stack
 
 
-def test_every_question_has_an_answer(stack: RunningStack) -> None:
+def test_every_question_has_an_answer(stack: Stack) -> None:
     size = 80_000
     figures = {str(figure["question"]): figure for figure in asyncio.run(pool_queries.measure(stack.clickhouse, size))}
     rows = {question: figure["answer_rows"] for question, figure in figures.items()}
