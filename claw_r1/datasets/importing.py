@@ -168,13 +168,8 @@ def parse(line: Line, kind: Kind, naming: Naming, now: float) -> Parsed:
                 return read_otel(document, naming, now)
     except InvalidRecord as error:
         return Parsed(faults=[Fault(error.reason, str(error))])
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-        KeyError,
-        RecursionError,
-    ) as error:  # a form that no reader thought of
+    # A form that no reader thought of.
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         return Parsed(faults=[Fault("unreadable", f"{type(error).__name__}: {error}")])
 
 

@@ -12,10 +12,10 @@ from claw_r1.rules import sql_literal
 from claw_r1.topics import EVENTS, OUTCOMES, TRAJECTORIES
 
 FACT_TABLES: Final = (
-    "annotations", "calls", "decisions", "group_events", "purges", "recipes", "rewards", "step_tokens", "steps",
+    "annotations", "calls", "decisions", "group_events", "recipes", "rewards", "step_tokens", "steps",
     "trajectory_events",
 )  # fmt: skip
-"""Filled from the events."""
+"""Filled from the events. Not `purges`: a run that is to be forgotten is so at every moment."""
 OTHER_TABLES: Final = ("cut_members", "cuts", "groups", "policies", "samples", "token_stats", "trained")
 """Filled from topics of which a moment keeps no ends: for them the time alone counts."""
 TOPIC_OF: Final = {

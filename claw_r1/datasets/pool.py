@@ -13,7 +13,7 @@ from claw_r1 import bus
 from claw_r1.clickhouse import ClickHouse, QueryRefused
 from claw_r1.datasets.moment import TOPIC_OF, Moment
 from claw_r1.datasets.rollouts import Rollout, gather
-from claw_r1.datasets.selection import IDS, Member, Selection, paged
+from claw_r1.datasets.selection import IDS, PURGED, Member, Selection, paged
 from claw_r1.errors import UserError
 from claw_r1.topics import EVENTS, OUTCOMES, TRAJECTORIES
 from streams.backfill.pool import FactPool
@@ -101,8 +101,11 @@ async def read_groups(
 ) -> AsyncIterator[list[Rollout]]:
     """Batches of whole groups in the order of their keys, from the one behind `after` on.
 
-    Raises UserError if the pool lacks facts of a trajectory, or, of a snapshot, gives others than it has the digest of.
+    Raises UserError if the pool lacks facts of a trajectory; of a snapshot, if it gives others than those of the digest, or
+    is to forget some.
     """
+    if source.digests:
+        await _refuse_purged(clickhouse, source)
     async for page in _pages(clickhouse, source, after):
         by_prompt = {prompt: list(rows) for prompt, rows in groupby(page, key=lambda one: one.member[:2])}
         for batch in await _batches(clickhouse, list(by_prompt)):
@@ -112,6 +115,14 @@ async def read_groups(
                 for name, logged in facts.items():
                     rollouts += _made(by_prompt[run, name], logged)
             yield rollouts
+
+
+async def _refuse_purged(clickhouse: ClickHouse, source: Source) -> None:
+    found = await clickhouse.scalar(f"SELECT count() FROM ({source.question}) WHERE (run_id, prompt_uid) IN ({PURGED})")
+    if found:
+        raise UserError(
+            f"{found} trajectories of the snapshot are of runs that were purged since: the snapshot cannot be had again"
+        )
 
 
 def _made(listed: Sequence[Listed], logged: Sequence[Logged] | None) -> list[Rollout]:

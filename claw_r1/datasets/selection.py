@@ -69,8 +69,27 @@ class Selection(BaseModel):
         return f"{_among(('prompt_uid', 'trajectory_uid'), picking_sql(recipe))} AND run_id = {run}"
 
 
+PURGED: Final = """
+SELECT e.run_id, e.prompt_uid
+FROM ({begun}) AS e
+INNER JOIN (SELECT run_id, partition, max(offset) AS below FROM purges GROUP BY run_id, partition) AS p
+    ON e.run_id = p.run_id AND e.partition = p.partition
+WHERE e.offset < p.below
+""".format(
+    begun=" UNION ALL ".join(
+        f"SELECT run_id, prompt_uid, partition, offset FROM {table} WHERE run_id IN (SELECT run_id FROM purges)"
+        for table in ("steps", "trajectory_events", "group_events")
+    )
+)
+"""Prompts that began before their run was to be forgotten."""
+
+
 def _among(names: Sequence[str], ids: str) -> str:
-    return f"SELECT {', '.join(KEYS)} FROM trajectories FINAL WHERE ({', '.join(names)}) IN ({ids})"
+    """The trajectories with these ids that are not to be forgotten."""
+    return (
+        f"SELECT {', '.join(KEYS)} FROM trajectories FINAL "
+        f"WHERE ({', '.join(names)}) IN ({ids}) AND (run_id, prompt_uid) NOT IN ({PURGED})"
+    )
 
 
 def paged(question: str, after: Member | None, limit: int, more: Sequence[str] = ()) -> str:

@@ -181,6 +181,22 @@ def test_trajectories_are_selected_by_conditions_recipes_and_sql(stand: Stand) -
         stand.claw("snapshots", "create", "nothing", "--sql", "SELECT nonsense")
 
 
+def test_a_purged_run_is_given_no_more(stack: Stack, stand: Stand, tmp_path: Path) -> None:
+    stand.say(*a_group((1.0,), steps=1, run_id="gone", prompt_uid="p9"))
+    write(stack.kafka, [(topics.TRAJECTORIES, ended("p9", "p9-t0", "gone"))])
+    stand.wait("trajectories", "gone", 1)
+    assert stand.claw("snapshots", "create", "gone", "--run", "gone")["trajectories"] == 1
+    purge = (
+        "INSERT INTO purges (fact_id, run_id, partition, offset, append_time) "
+        "SELECT 'purge', 'gone', partition, max(offset) + 1, now64(3) FROM steps WHERE run_id = 'gone' GROUP BY partition"
+    )
+    stand.text("sql", purge)
+    with pytest.raises(UserError, match="1 trajectories of the snapshot are of runs that were purged since"):
+        stand.claw("snapshots", "export", "gone", "--to", str(tmp_path / "gone"))
+    with pytest.raises(UserError, match="nothing is selected"):
+        stand.claw("snapshots", "create", "gone-again", "--run", "gone")
+
+
 # -------------------------------------------------------------------------------------------------------------- exports
 
 
@@ -220,7 +236,8 @@ def test_every_form_goes_into_every_format(stand: Stand, tmp_path: Path) -> None
 
 
 def test_the_rows_say_what_training_sees(stand: Stand, tmp_path: Path) -> None:
-    told = stand.claw("export", "--run", RUN, "--form", "tokens", "--to", str(tmp_path / "tokens"))
+    mine = ("snapshots", "export", stand.claw("snapshots", "create", "rows", "--run", RUN)["name"])
+    told = stand.claw(*mine, "--form", "tokens", "--to", str(tmp_path / "tokens"))
     assert told["left_out"] == {"vetoed": 1}
     first = next(row for row in rows(tmp_path / "tokens") if row["trajectory_uid"] == "p1-t0")
     assert (first["prompt_ids"], first["response_ids"]) == ([1, 2, 3], [10, 11, 21, 22, 11, 12])
@@ -228,10 +245,10 @@ def test_the_rows_say_what_training_sees(stand: Stand, tmp_path: Path) -> None:
     assert np.allclose(first["log_probs"], [-0.5, -0.5, 0, 0, -0.5, -0.5])
     assert first["policy_versions"] == [1, 1, None, None, 1, 1]
     assert (first["reward"], first["task_id"], first["metadata"]) == (1.0, "task-1", {"env": "game"})
-    stand.claw("export", "--run", RUN, "--form", "sft", "--to", str(tmp_path / "sft"))
+    stand.claw(*mine, "--form", "sft", "--to", str(tmp_path / "sft"))
     spoken = next(row for row in rows(tmp_path / "sft") if row["trajectory_uid"] == "p1-t0")
     assert [message["role"] for message in spoken["messages"]] == ["user", "assistant", "user", "assistant"]
-    told = stand.claw("export", "--run", RUN, "--form", "preference", "--to", str(tmp_path / "pairs"))
+    told = stand.claw(*mine, "--form", "preference", "--to", str(tmp_path / "pairs"))
     assert told["left_out"] == {"no_pair": 1, "vetoed": 1}
     (pair,) = rows(tmp_path / "pairs")
     assert {pair["chosen_trajectory_uid"], pair["rejected_trajectory_uid"]} == {"p1-t0", "p1-t1"}
