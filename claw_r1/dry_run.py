@@ -34,14 +34,15 @@ def matching_sql(recipe: Recipe) -> str:
     return f"{known}\nSELECT prompt_uid, trajectory_uid FROM weighed WHERE {holds} ORDER BY prompt_uid, trajectory_uid"
 
 
-def picking_sql(recipe: Recipe, as_of: float) -> str:
+def picking_sql(recipe: Recipe, as_of: float | None = None) -> str:
     """The ended trajectories for which all filters of the recipe hold, those on their groups too, by what was in the pool at
-    a time (seconds since the epoch): prompt_uid and trajectory_uid."""
+    a time (seconds since the epoch), else by all of it: prompt_uid and trajectory_uid."""
     holds = {
         level: " AND ".join(compile_sql(c) for c in recipe.filters if c.level == level) or "1"
         for level in ("trajectory", "group")
     }
-    known = (_KNOWN + _GROUPED).rstrip().removesuffix(",").format_map(_parts(recipe, f" AND {until(as_of)}"))
+    seen = "" if as_of is None else f" AND {until(as_of)}"
+    known = (_KNOWN + _GROUPED).rstrip().removesuffix(",").format_map(_parts(recipe, seen))
     return (
         f"{known}\nSELECT w.prompt_uid AS prompt_uid, w.trajectory_uid AS trajectory_uid\n"
         f"FROM (SELECT prompt_uid, group_id, trajectory_uid FROM weighed WHERE {holds['trajectory']}) AS w\n"

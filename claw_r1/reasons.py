@@ -90,6 +90,7 @@ CAPTURE_FAULTS: Final = {
     "partial": "the response ended before the engine said so",
     "prompt_tokens_differ": "the engine counted other prompt tokens than it gave ids",
     "stream_broken": "the engine's stream ended before its last event",
+    "text_only": "the step was imported from a log that has texts and no token ids",
     "too_large": "the step does not fit into one record",
     "unexpected_choice": "the engine sent a choice that was not asked for, or one twice",
     "unparsable_chunk": "a part of the engine's stream is not what the API promises",
@@ -236,6 +237,36 @@ MISSING: Final = {
 }
 """`claw_workers_missing_total` and `claw_workers_retries_total`: a reward or an annotation that could not be made. Never 0."""
 
+IMPORTS: Final = {
+    "bad_messages": "`messages` is no list of messages, or one of them has no role",
+    "bad_reward": "the reward is not a number",
+    "bad_span": "a span has no traceId or spanId, or is not an object",
+    "line_too_long": "the line is above 64 MiB",
+    "no_messages": "a span says no messages: the program did not record content",
+    "no_reply": "the line, or the span, says no reply of the assistant",
+    "not_json": "the line is not a JSON object",
+    "too_large": "a fact does not fit into one record",
+    "undecodable": "the line is an exported fact that does not decode",
+    "unencodable": "a value has no form in a record",
+    "unknown_form": "the line is of none of the forms that its kind has",
+    "unknown_type": "the line is an exported fact of a type that this version does not know",
+    "unreadable": "the line has a form that no reader thought of; the error says where it stuck",
+}
+"""`rejected` of `claw import`, and `reason` in its rejects file: lines, or spans of lines, that gave no facts."""
+
+EXPORTS: Final = {
+    "context_lost": "a step's prompt cannot be restored from its parents",
+    "frozen_model": "the conversation is of a model that is not trained",
+    "no_messages": "no conversation of the trajectory is known as messages with a reply",
+    "no_pair": "the group has no two conversations with different rewards",
+    "no_reward": "the trajectory has no reward, so that it cannot be preferred or rejected",
+    "not_text": "a message holds more than text, such as a picture",
+    "nothing_to_train": "every response token of the trajectory is masked, or it has no token ids",
+    "prompts_differ": "the two conversations of the pair begin with different messages",
+    "vetoed": "a person's decision takes the trajectory, or the step, out",
+}
+"""`left_out` of `claw export`: what a form has no row for."""
+
 SECTIONS: Final = {
     "Errors of the gateway": (GATEWAY_ERRORS, "`error.code` of a refusal."),
     "Faults of a captured step": (
@@ -257,6 +288,8 @@ SECTIONS: Final = {
         LEFT_OUT,
         "`left_out` of `claw recipes backfill`: groups that began before the recipe and of which nothing is said.",
     ),
+    "Lines that an import rejects": (IMPORTS, "`rejected` of `claw import`, and `reason` in its rejects file."),
+    "What an export leaves out": (EXPORTS, "`left_out` of `claw export`: what a form has no row for."),
     "Groups that a batch does not get": (BATCH_EXCLUSIONS, "`cut_members.reason`."),
     "Missing rewards and annotations": (
         MISSING,

@@ -106,24 +106,29 @@ def read_value(action: str, value: str | None) -> str | float | None:
 
 
 def read_condition(text: str) -> Condition:
+    """A condition on trajectories. Raises BadParameter naming what is wrong."""
+    condition = parse_condition(text)
+    if condition.level == "group":
+        raise typer.BadParameter(
+            f"{condition.field} is a field of groups; trajectories are asked for", param_hint="--where"
+        )
+    return condition
+
+
+def parse_condition(text: str) -> Condition:
     """`reward lt 0.5`: field, op, and a value in YAML. Raises BadParameter naming what is wrong."""
     words = text.split(None, 2)
     try:
         fields: dict[str, Any] = dict(zip(("field", "op"), words, strict=False))
         if len(words) > 2:
             fields["value"] = msgspec.yaml.decode(words[2])
-        condition = Condition.model_validate(fields)
+        return Condition.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
         raise typer.BadParameter(f"{text!r}: {first['loc'][0]}: {message}", param_hint="--where") from error
     except msgspec.DecodeError as error:
         raise typer.BadParameter(f"{text!r}: the value is no YAML", param_hint="--where") from error
-    if condition.level == "group":
-        raise typer.BadParameter(
-            f"{condition.field} is a field of groups; trajectories are asked for", param_hint="--where"
-        )
-    return condition
 
 
 def make_decisions(run: str, subjects: list[tuple[str, str | None]], said: dict[str, Any], at: float) -> list[Decision]:

@@ -18,8 +18,8 @@ HEAD: Final = f"""<!-- Made by `{COMMAND}`. Do not edit. -->
 # The pool, column by column
 
 Tables keep one row for each sorting key, also after retries and kills; read them with `FINAL`, since rows that were written
-twice are merged later. Every row says which Kafka record it is (`topic`, `partition`, `offset`). The
-[guide](guide.md#the-pool) says what the tables are for.
+twice are merged later. Every row says which Kafka record it is (`topic`, `partition`, `offset`), but for those of snapshots,
+which [`claw snapshots`](datasets.md) writes. The [guide](guide.md#the-pool) says what the tables are for.
 """
 _TABLES: Final = """
 SELECT name, engine LIKE '%View' AS is_view, sorting_key, comment FROM system.tables

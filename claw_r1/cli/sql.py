@@ -7,10 +7,8 @@ from typing import Annotated
 import typer
 
 from claw_r1.cli.address import clickhouse_address, database_name
-from claw_r1.clickhouse import ClickHouse, QueryRefused
+from claw_r1.clickhouse import UNKNOWN_DATABASE, UNKNOWN_TABLE, ClickHouse, QueryRefused
 from claw_r1.errors import UserError
-
-UNKNOWN_TABLE, UNKNOWN_DATABASE = 60, 81
 
 
 def sql(

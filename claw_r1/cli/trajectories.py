@@ -11,8 +11,7 @@ import msgspec
 import typer
 
 from claw_r1.cli.address import clickhouse_address, database_name
-from claw_r1.cli.sql import UNKNOWN_DATABASE, UNKNOWN_TABLE
-from claw_r1.clickhouse import ClickHouse, QueryRefused
+from claw_r1.clickhouse import UNKNOWN_DATABASE, UNKNOWN_TABLE, ClickHouse, QueryRefused
 from claw_r1.errors import UserError
 from claw_r1.rewards.rollout import text_of
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from claw_r1.clickhouse import ClickHouse
+from claw_r1.clickhouse import ClickHouse, Settings
 from claw_r1.events import Outcome
 from streams.backfill.rounds import Closing, Logged
 from streams.backfill.rows import READERS, Row, is_whole, join_tokens, read_closing, read_fact, read_outcome
@@ -75,11 +75,12 @@ class Known:
 
 
 class FactPool:
-    """The pool's facts of one run."""
+    """The pool's facts of one run; `settings` go with every question."""
 
-    def __init__(self, clickhouse: ClickHouse, run_id: str) -> None:
+    def __init__(self, clickhouse: ClickHouse, run_id: str, settings: Settings | None = None) -> None:
         self._clickhouse = clickhouse
         self._run = run_id
+        self._settings = settings
 
     async def count(self, partition: int, before: int) -> int:
         """Prompts of the run whose oldest fact on the partition lies before the offset."""
@@ -135,7 +136,7 @@ class FactPool:
         return join_tokens(rows, await self._rows(_FACTS.format(table="step_tokens"), {"prompts": list(prompts)}))
 
     async def _rows(self, sql: str, asked: dict[str, Any]) -> list[dict[str, Any]]:
-        return (await self._clickhouse.query(sql, {"run": self._run, **asked})).dicts()
+        return (await self._clickhouse.query(sql, {"run": self._run, **asked}, settings=self._settings)).dicts()
 
     async def _scalar(self, sql: str, asked: dict[str, Any]) -> Any:
         return await self._clickhouse.scalar(sql, {"run": self._run, **asked})

@@ -117,12 +117,12 @@ async def run_backfill(places: Places, name: str, *, wait: float, dry_run: bool 
             )
             closing.push_async_callback(bus.stop_producer, producer)
         now = time.time()
-        ends = await _await_pool(places, sorted(actives), wait)
+        ends = await await_pool(places, (EVENTS, OUTCOMES), sorted(actives), wait)
         letters = await _read_letters(places.kafka, _recipe(actives).run_id)
         clickhouse = await closing.enter_async_context(
             await ClickHouse.connect(places.clickhouse, places.database, timeout=QUERY_TIMEOUT)
         )
-        work = _Work(FactPool(clickhouse, _recipe(actives).run_id), actives, ends, letters, now)
+        work = _Work(FactPool(clickhouse, _recipe(actives).run_id), actives, ends[EVENTS], letters, now)
         return await work.run(producer, told)
 
 
@@ -155,13 +155,15 @@ def _recipe(actives: Mapping[int, RecipeActive]) -> Recipe:
 # ----------------------------------------------------------------------------------------------------------------- pool
 
 
-async def _await_pool(places: Places, partitions: Sequence[int], wait: float) -> dict[int, int]:
-    """Wait until the pool has all that the events and the outcomes hold now; the ends of the events by partition.
+async def await_pool(
+    places: Places, topics: Sequence[str], partitions: Sequence[int], wait: float
+) -> dict[str, dict[int, int]]:
+    """Wait until the pool has all that the topics hold now; their ends by topic and partition.
 
     The ends are those of the log, not of what is committed: behind another's open transaction an earlier backfill's outcomes
     may lie unseen.
     """
-    wanted = [TopicPartition(topic, number) for topic in (EVENTS, OUTCOMES) for number in partitions]
+    wanted = [TopicPartition(topic, number) for topic in topics for number in partitions]
     async with contextlib.AsyncExitStack() as closing:
         every = await bus.start_consumer(places.kafka, client_id="claw-backfill", committed_only=False)
         closing.push_async_callback(bus.stop_consumer, every)
@@ -175,12 +177,12 @@ async def _await_pool(places: Places, partitions: Sequence[int], wait: float) ->
             lacking = {tp: max(stored[tp] or 0, starts[tp]) for tp in wanted}
             behind = {tp: ends[tp] - at for tp, at in lacking.items() if await _holds(committed, tp, at, ends[tp])}
             if not behind:
-                return {tp.partition: end for tp, end in ends.items() if tp.topic == EVENTS}
+                return {topic: {tp.partition: end for tp, end in ends.items() if tp.topic == topic} for topic in topics}
             if time.monotonic() > deadline:
                 furthest = max(behind, key=lambda tp: behind[tp])
                 raise UserError(
                     f"the pool is behind the log on {len(behind)} partitions, on {furthest.topic}[{furthest.partition}] by "
-                    f"{behind[furthest]} offsets after {wait:g} s, and a backfill needs all of it. Is a sink of the group "
+                    f"{behind[furthest]} offsets after {wait:g} s, and all of it is needed. Is a sink of the group "
                     f"{places.sinks_group} running? `claw status` tells. Then try again, or wait longer with --wait."
                 )
             await asyncio.sleep(LOOK_EVERY)
