@@ -399,8 +399,10 @@ PROCESSES: dict[str, type[Settings]] = {
     "sinks": SinksSettings,
     "console": ConsoleSettings,
 }
+PASSWORD_VARIABLE = "CLAW_CLICKHOUSE_PASSWORD"
 OTHER_VARIABLES = {
     "CLAW_CACHE": "folder of downloaded parts (default ~/.cache/claw-r1)",
+    PASSWORD_VARIABLE: "password that the local stack's ClickHouse asks of everybody but analysts (default: none)",
     "CLAW_DATA": "folder of the local stack's state (default .claw)",
 }
 """Variables that no process reads through a settings class."""

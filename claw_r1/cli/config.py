@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from claw_r1.settings import OTHER_VARIABLES, PROCESSES, check_names
+from claw_r1.settings import OTHER_VARIABLES, PASSWORD_VARIABLE, PROCESSES, check_names
 
 
 def config(
@@ -28,7 +28,10 @@ def config(
             meaning = model.model_fields[field].description
             rows[variable] = {"value": values[field], "set": variable in os.environ, "meaning": meaning}
     for variable, meaning in OTHER_VARIABLES.items():
-        rows[variable] = {"value": os.environ.get(variable), "set": variable in os.environ, "meaning": meaning}
+        value = os.environ.get(variable)
+        if variable == PASSWORD_VARIABLE and value:
+            value = "**********"
+        rows[variable] = {"value": value, "set": variable in os.environ, "meaning": meaning}
     if as_json:
         print(json.dumps(rows))
         return

@@ -2,13 +2,20 @@
 
 import asyncio
 import sys
-from typing import Annotated
+import time
+from typing import Annotated, Final
+from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
 from claw_r1.cli.address import clickhouse_address, database_name
 from claw_r1.clickhouse import UNKNOWN_DATABASE, UNKNOWN_TABLE, ClickHouse, QueryRefused
 from claw_r1.errors import UserError
+from claw_r1.keys import Scope, Secrets, mint
+from claw_r1.settings import Settings
+
+KEY_LIFETIME: Final = 600.0
+"""Seconds: it is shown once, when the statement is sent."""
 
 
 def sql(
@@ -24,6 +31,12 @@ def sql(
     ] = None,
     database: Annotated[str | None, typer.Option("--database", help="Database of the pool.")] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Longest wait, seconds.")] = 300.0,
+    as_analyst: Annotated[
+        bool, typer.Option("--as-analyst", help="Ask as the user analyst: it may read the pool and nothing else.")
+    ] = False,
+    run: Annotated[
+        str | None, typer.Option("--run", help="As an analyst of this run: rows of other runs are not there.")
+    ] = None,
 ) -> None:
     """Ask the pool: `claw sql "SELECT count() FROM steps FINAL"`."""
     text = (sys.stdin.read() if statement == "-" else statement).strip()
@@ -32,9 +45,25 @@ def sql(
     if as_json and output_format:
         raise typer.BadParameter("--json and --format exclude each other", param_hint="--format")
     wanted = "JSON" if as_json else output_format or _default_format()
-    answer = asyncio.run(_ask(clickhouse_address(clickhouse), database_name(database), text, wanted, timeout))
+    url = clickhouse_address(clickhouse)
+    if as_analyst or run is not None:
+        url = with_analyst(url, run, time.time())
+    answer = asyncio.run(_ask(url, database_name(database), text, wanted, timeout))
     sys.stdout.buffer.write(answer)
     sys.stdout.buffer.flush()
+
+
+def with_analyst(url: str, run: str | None, now: float) -> str:
+    """The URL with the user analyst and a key, signed with the first secret of CLAW_SECRET: of the run, or of every run.
+
+    Raises UserError if the run is no id.
+    """
+    secrets = Secrets.of(Settings.read().secret)
+    scope: Scope = "admin" if run is None else "analyst"
+    key = mint(secrets, scope=scope, now=now, lifetime=KEY_LIFETIME, run_id=run)
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"analyst:{key}@{host}"))
 
 
 def _default_format() -> str:

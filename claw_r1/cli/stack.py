@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from claw_r1.cli.address import data_dir
+from claw_r1.clickhouse import without_password
 from claw_r1.local import stack as local
 from claw_r1.local.jars import ensure_jars, print_progress
 from claw_r1.local.state import StackState, read_state
@@ -124,7 +125,7 @@ def _print_where(state: StackState, as_json: bool) -> None:
         print(json.dumps({"urls": state.urls, "processes": dict(state.pids)}), flush=True)
         return
     for name, url in state.urls.items():
-        print(f"{name:12} {url}", flush=True)
+        print(f"{name:12} {without_password(url)}", flush=True)
 
 
 def _say(line: str) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Final, Protocol
 import msgspec
 import numpy as np
 
-from claw_r1.clickhouse import ClickHouse
+from claw_r1.clickhouse import ClickHouse, without_password
 from claw_r1.demo import learner, pool
 from claw_r1.demo.engine import MODEL
 from claw_r1.demo.ledger import Tail, Tally
@@ -443,7 +443,7 @@ def run_demo(options: Options, view: View) -> Progress:
     view.say(f"starting the stack on {options.data} (logs: {options.data / 'logs'})")
     with demo_stack(options, session) as stack:
         for name, url in stack.urls.items():
-            view.say(f"{name:12} {url}")
+            view.say(f"{name:12} {without_password(url)}")
         return asyncio.run(Job(options, session, stack, view, written).run())
 
 

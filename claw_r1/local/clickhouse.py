@@ -6,13 +6,15 @@ is the code that runs in production.
 Invariants:
 - an answer says 200 only if the first block of rows was computed; a failure after that breaks the body visibly;
 - requests, bodies and waiting statements are bounded;
-- no state between requests: sessions, users and passwords are accepted and ignored.
+- no state between requests: sessions are accepted and ignored;
+- what the user `analyst` sends is judged before it runs (`callers` says who calls, `guarding` what becomes of it).
 """
 
 import argparse
 import asyncio
 import json
 import logging
+import os
 import re
 import signal
 import sys
@@ -26,12 +28,17 @@ from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 from urllib.parse import parse_qsl, urlsplit
 
+from claw_r1.errors import WrongUse
 from claw_r1.health import answer as health_answer
 from claw_r1.health import respond
+from claw_r1.keys import Secrets, is_loopback
+from claw_r1.local.callers import Analyst, Door
 from claw_r1.local.codings import BodyTooLarge, CodingError, UnknownCoding, choose_coding, decode_body, encoder
 from claw_r1.local.engine import Answer, Engine, EngineError, Request
+from claw_r1.local.guarding import guard
 from claw_r1.local.statement import StatementRefused, parse_statement
 from claw_r1.metrics import CLICKHOUSE_INSERTED_BYTES, CLICKHOUSE_QUERIES, CLICKHOUSE_QUERY_SECONDS
+from claw_r1.settings import PASSWORD_VARIABLE, Settings
 
 log = logging.getLogger("claw.clickhouse")
 
@@ -44,6 +51,8 @@ R = TypeVar("R")
 # Many more than cores: a few slow statements of an analyst must not hold up the sink's inserts.
 WORKERS = 32
 MAX_WAITING = 128
+# Of analysts, at once: they leave workers to the sink.
+MAX_ANALYSING = 8
 MAX_BODY = 512 * 1024 * 1024
 # A body that goes on with the URL's INSERT rather than being its data.
 MORE_SQL = re.compile(rb"\s*(SELECT|WITH|VALUES|FORMAT|SETTINGS)\b", re.IGNORECASE)
@@ -171,12 +180,17 @@ def from_this_machine(headers: Mapping[str, str]) -> bool:
 class Front:
     """The ASGI application.  One thread pool runs the engine; the event loop only moves bytes."""
 
-    def __init__(self, engine: Engine, *, any_host: bool = False, max_body: int = MAX_BODY) -> None:
+    def __init__(
+        self, engine: Engine, door: Door, database: str, *, any_host: bool = False, max_body: int = MAX_BODY
+    ) -> None:
         self._engine = engine
+        self._door = door
+        self._database = database
         self._any_host = any_host
         self._max_body = max_body
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="engine")
         self._running = 0
+        self._analysing = 0
         self._version = f" (version {engine.version} (official build))\n"
 
     def close(self) -> None:
@@ -217,9 +231,10 @@ class Front:
             body = await self._read_body(headers, receive)
             fields = form_fields(headers.get("content-type", ""), body)
             call = Call(method, {**parameters, **(fields or {})}, headers, b"" if fields is not None else body)
+            analyst = self._door.identify(call.parameters, headers, time.time())
             request = to_request(call)
             kind = request.statement.kind
-            answer = await self._run(request)
+            answer = await (self._run(request) if analyst is None else self._run_guarded(request, analyst))
         except (EngineError, StatementRefused, BodyTooLarge, CodingError, UnknownCoding, UnicodeDecodeError) as error:
             code, status, text = self._explain(error)
             CLICKHOUSE_QUERIES.labels(kind, str(status)).inc()
@@ -255,6 +270,16 @@ class Front:
             return await self._in_thread(self._engine.run, request)
         finally:
             self._running -= 1
+
+    async def _run_guarded(self, request: Request, analyst: Analyst) -> Answer:
+        if self._analysing >= MAX_ANALYSING:
+            text = f"Too many simultaneous queries of analysts. Maximum: {MAX_ANALYSING}"
+            raise StatementRefused(202, "TOO_MANY_SIMULTANEOUS_QUERIES", text)
+        self._analysing += 1
+        try:
+            return await self._run(await self._in_thread(guard, self._engine, request, analyst, self._database))
+        finally:
+            self._analysing -= 1
 
     async def _in_thread(self, function: Callable[[*A], R], *args: *A) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
@@ -333,10 +358,26 @@ async def _plain(send: Send, status: int, text: str, headers: Mapping[str, str] 
     await send({"type": "http.response.body", "body": body})
 
 
+def read_door(host: str) -> tuple[Door, str]:
+    """What callers are asked for, and the pool's database, as the environment says. Raises WrongUse."""
+    settings = Settings.read()
+    door = Door(Secrets.of(settings.secret), os.environ.get(PASSWORD_VARIABLE, ""))
+    if not door.password and not is_loopback(host):
+        raise WrongUse(
+            f"ClickHouse's engine does not listen on {host} without a password, because everybody who reaches it could read "
+            f"this machine's files: set {PASSWORD_VARIABLE}, or listen on 127.0.0.1"
+        )
+    return door, settings.database
+
+
 def serve(path: Path, host: str, port: int, *, max_body: int = MAX_BODY) -> None:
     """Serve the engine over `path` until SIGTERM or SIGINT; answers that run are finished first."""
     import uvicorn
 
+    try:
+        door, database = read_door(host)
+    except WrongUse as error:
+        sys.exit(f"error: {error}")
     path.mkdir(parents=True, exist_ok=True)
     try:
         engine = Engine(path)
@@ -344,7 +385,7 @@ def serve(path: Path, host: str, port: int, *, max_body: int = MAX_BODY) -> None
         sys.exit(
             f"error: the engine cannot open {path}: {error}\nIs another server running on it? Stop that one first."
         )
-    front = Front(engine, any_host=host not in ("127.0.0.1", "::1", "localhost"), max_body=max_body)
+    front = Front(engine, door, database, any_host=not is_loopback(host), max_body=max_body)
     config = uvicorn.Config(
         front,
         host=host,

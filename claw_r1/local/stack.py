@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import psutil
 from pydantic import BaseModel
@@ -25,7 +26,7 @@ from claw_r1.local.jars import print_progress
 from claw_r1.local.ports import HOST, find_port
 from claw_r1.local.state import Identity, ProcessState, StackState, end_orphans, exclusive, read_state
 from claw_r1.local.supervisor import GUARD, Process, Report, StartFailed, Supervisor, Task, Wave, tail, why_not_ready
-from claw_r1.settings import PROCESSES
+from claw_r1.settings import PASSWORD_VARIABLE, PROCESSES
 
 DEFAULT_DATA = Path(".claw")
 START_TIMEOUT_S = 300.0
@@ -101,6 +102,9 @@ def choose_ports(request: StackRequest, before: Mapping[str, int]) -> dict[str, 
 def urls_of(request: StackRequest, ports: Mapping[str, int]) -> dict[str, str]:
     """Where each part is: kafka as host:port, everything else as a URL."""
     urls = {name: f"http://{HOST}:{ports[name]}" for name in ("gateway", "console", "clickhouse") if name in ports}
+    password = {**os.environ, **request.env}.get(PASSWORD_VARIABLE)
+    if password and "clickhouse" in ports:
+        urls["clickhouse"] = f"http://default:{quote(password, safe='')}@{HOST}:{ports['clickhouse']}"
     if "kafka" in ports:
         urls["kafka"] = f"{HOST}:{ports['kafka']}"
     external = {"kafka": request.kafka, "clickhouse": request.clickhouse}
@@ -147,7 +151,9 @@ def plan_waves(request: StackRequest, ports: Mapping[str, int], env: Mapping[str
         where = ["--path", str(data / "clickhouse"), "--port", str(ports["clickhouse"])]
         ready = f"http://{HOST}:{ports['clickhouse']}/ping"
         argv = [*python_module("claw_r1.local.clickhouse"), *where]
-        backends.append(Process(name="clickhouse", argv=argv, ready=ready, port=ports["clickhouse"]))
+        backends.append(
+            Process(name="clickhouse", argv=argv, env=dict(request.env), ready=ready, port=ports["clickhouse"])
+        )
     stages = [
         Process(
             name=name,

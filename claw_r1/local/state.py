@@ -98,6 +98,7 @@ def read_state(data: Path) -> StackState:
 
 def write_state(data: Path, state: StackState) -> None:
     temporary = data / f".{STATE_FILE}.{os.getpid()}"
+    temporary.touch(0o600)  # a URL may hold a password
     temporary.write_text(state.model_dump_json(indent=1) + "\n", "utf-8")
     temporary.replace(data / STATE_FILE)
 

@@ -57,11 +57,14 @@ class Statement:
 
     @property
     def streamable(self) -> bool:
-        return self.kind == "read"
+        """Whether the engine gives its rows as they come: of a SELECT, and of no other statement that reads."""
+        return self.kind == "read" and _first(read_tokens(self.sql)).keyword in (b"SELECT", b"WITH", b"FROM")
 
 
 @dataclass(frozen=True)
-class _Token:
+class Token:
+    """A word, a literal with its quotes, or one sign; `depth` counts the brackets around it."""
+
     text: bytes
     start: int
     end: int
@@ -74,10 +77,8 @@ class _Token:
 
 def parse_statement(text: bytes) -> Statement:
     """Read one statement.  Raises StatementRefused for several statements and for access to the host's files."""
-    tokens = _tokens(text)
-    first = next((token for token in tokens if token.text != b"("), None)
-    if first is None or first.text == b";":
-        raise StatementRefused(62, "SYNTAX_ERROR", "Empty query")
+    tokens = read_tokens(text)
+    first = _first(tokens)
     if first.keyword == b"INSERT":
         return _parse_insert(text, tokens)
     rest = [first, *tokens]
@@ -87,7 +88,8 @@ def parse_statement(text: bytes) -> Statement:
     return Statement(kind, text[:end], _named_format(rest))
 
 
-def _tokens(text: bytes) -> Iterator[_Token]:
+def read_tokens(text: bytes) -> Iterator[Token]:
+    """The words, literals and signs of a text with the depth of their brackets, without blanks and comments."""
     depth = 0
     for match in _TOKEN.finditer(text):
         if match.lastgroup in ("space", "comment"):
@@ -95,12 +97,19 @@ def _tokens(text: bytes) -> Iterator[_Token]:
         token = match.group()
         if token in (b")", b"]", b"}"):
             depth -= 1
-        yield _Token(token, match.start(), match.end(), depth)
+        yield Token(token, match.start(), match.end(), depth)
         if token in (b"(", b"[", b"{"):
             depth += 1
 
 
-def _parse_insert(text: bytes, tokens: Iterator[_Token]) -> Statement:
+def _first(tokens: Iterator[Token]) -> Token:
+    first = next((token for token in tokens if token.text != b"("), None)
+    if first is None or first.text == b";":
+        raise StatementRefused(62, "SYNTAX_ERROR", "Empty query")
+    return first
+
+
+def _parse_insert(text: bytes, tokens: Iterator[Token]) -> Statement:
     """INSERT [INTO] [TABLE] [FUNCTION] name… [(columns)] [SETTINGS …] then data in a FORMAT, VALUES, or a SELECT."""
     named = False  # the table's name was read, so words are keywords from here on
     settings_at: int | None = None
@@ -114,7 +123,7 @@ def _parse_insert(text: bytes, tokens: Iterator[_Token]) -> Statement:
             _refuse_host_files(rest)
             return Statement("write", text, None)
         elif token.keyword == b"INFILE":
-            _refuse_host_files([_Token(b"FROM", 0, 0, 0), token])
+            _refuse_host_files([Token(b"FROM", 0, 0, 0), token])
         elif token.keyword == b"SETTINGS":
             settings_at = token.start
         elif token.keyword == b"FORMAT":
@@ -133,7 +142,7 @@ def _inline_data(text: bytes, after_format: int) -> bytes:
     return text[match.end() :] if match else text[after_format:]
 
 
-def _refuse_host_files(tokens: list[_Token]) -> None:
+def _refuse_host_files(tokens: list[Token]) -> None:
     for before, token in itertools.pairwise(tokens):
         pair = (before.keyword, token.keyword)
         if pair in ((b"INTO", b"OUTFILE"), (b"FROM", b"INFILE")):
@@ -143,7 +152,7 @@ def _refuse_host_files(tokens: list[_Token]) -> None:
             )
 
 
-def _end_of_single_statement(tokens: list[_Token], length: int) -> int:
+def _end_of_single_statement(tokens: list[Token], length: int) -> int:
     for index, token in enumerate(tokens):
         if token.text == b";" and token.depth == 0:
             if any(later.text != b";" for later in tokens[index + 1 :]):
@@ -152,7 +161,7 @@ def _end_of_single_statement(tokens: list[_Token], length: int) -> int:
     return length
 
 
-def _named_format(tokens: list[_Token]) -> str | None:
+def _named_format(tokens: list[Token]) -> str | None:
     """The name after the last FORMAT at the end of the statement (SETTINGS may follow)."""
     top = [token for token in tokens if token.depth == 0 and token.text != b";"]
     for index in range(len(top) - 2, 0, -1):
