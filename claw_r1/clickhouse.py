@@ -31,6 +31,13 @@ _WRAPPING: Final = re.compile(
 )
 """What the driver and the server put around the message."""
 
+UNKNOWN_TABLE: Final = 60
+UNKNOWN_DATABASE: Final = 81
+LEDGER: Final = "migrations"
+"""Table of the database that says which files of the schema were applied."""
+NEEDED: Final = 8
+"""Number of the newest file of the schema: readers of this version ask for what it makes."""
+
 Settings = Mapping[str, str | int]
 
 
@@ -118,6 +125,20 @@ class ClickHouse:
         """The first value of the first row, None if there is no row."""
         rows = (await self.query(sql, parameters)).rows
         return rows[0][0] if rows else None
+
+    async def check_schema(self) -> None:
+        """Raise UserError, which says what mends it, if the database lacks a file of the schema that this version reads."""
+        try:
+            newest = await self.scalar(f"SELECT max(id) FROM {self.database}.{LEDGER}") or 0
+        except QueryRefused as error:
+            if error.code not in (UNKNOWN_TABLE, UNKNOWN_DATABASE):
+                raise
+            newest = 0
+        if newest < NEEDED:
+            raise UserError(
+                f"the database {self.database} at {self.url} has the schema up to {newest:04d}, and this version reads "
+                f"{NEEDED:04d}: run `claw migrate`"
+            )
 
     async def command(self, sql: str, *, settings: Settings | None = None) -> None:
         """Run a statement that gives no rows."""

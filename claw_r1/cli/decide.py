@@ -151,6 +151,7 @@ async def _find(url: str, database: str, recipe: Recipe) -> list[tuple[str, str 
     if untold := list_untold(recipe):
         raise typer.BadParameter(f"the pool does not tell {', '.join(untold)}", param_hint="--where")
     async with await ClickHouse.connect(url, database, timeout=300) as client:
+        await client.check_schema()
         return [(prompt, trajectory) for prompt, trajectory in (await client.query(matching_sql(recipe))).rows]
 
 

@@ -113,6 +113,7 @@ def _print_counts(counts: list[dict[str, Any]]) -> None:
 
 async def _ask(url: str, database: str, question: str, timeout: float) -> list[dict[str, Any]]:
     async with await ClickHouse.connect(url, database, timeout=timeout) as client:
+        await client.check_schema()
         return (await client.query(question)).dicts()
 
 

@@ -12,10 +12,15 @@ from dataclasses import dataclass
 from string import Template
 from typing import Final
 
-from claw_r1.clickhouse import ClickHouse
-from claw_r1.errors import UserError
+from claw_r1.clickhouse import LEDGER as LEDGER
+from claw_r1.clickhouse import ClickHouse, QueryRefused
+from claw_r1.errors import UserError, WrongUse
+from claw_r1.ids import check_id
+from sinks.migrations.cluster import check_cluster as check_cluster
+from sinks.migrations.cluster import on_cluster, role_on_cluster
+from sinks.rows import TABLES
 
-LEDGER: Final = "migrations"
+ACCESS_DENIED: Final = 497
 
 _LEDGER_SQL: Final = """
 CREATE TABLE IF NOT EXISTS ${database}.migrations
@@ -43,11 +48,10 @@ class Migration:
     def sha256(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
-    def statements(self, database: str) -> list[str]:
-        """The statements in order, for a database; a `;` at a line's end separates them."""
-        code = "\n".join(line for line in self.text.splitlines() if not line.lstrip().startswith("--"))
-        whole = Template(code).substitute(database=database)
-        return [part.strip() for part in re.split(r";\s*\n", whole + "\n") if part.strip()]
+    def statements(self, database: str, cluster: str | None = None) -> list[str]:
+        """The statements in order, for a database, of one server or of all of a cluster."""
+        plain = _split(self.text, {"database": database})
+        return plain if cluster is None else [on_cluster(statement, cluster) for statement in plain]
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,13 @@ class Applied:
     id: int
     name: str
     sha256: str
+
+
+def _split(text: str, names: dict[str, str]) -> list[str]:
+    """The statements of a file; a `;` at a line's end separates them."""
+    code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
+    whole = Template(code).substitute(names)
+    return [part.strip() for part in re.split(r";\s*\n", whole + "\n") if part.strip()]
 
 
 def load_migrations() -> list[Migration]:
@@ -95,14 +106,29 @@ def choose_pending(migrations: Sequence[Migration], applied: Sequence[Applied]) 
 
 async def read_ledger(clickhouse: ClickHouse, database: str) -> list[Applied]:
     """The applied files; none if the database or the ledger does not exist."""
-    there = await clickhouse.scalar(
-        "SELECT count() FROM system.tables WHERE database = {database:String} AND name = {name:String}",
-        {"database": database, "name": LEDGER},
-    )
-    if not there:
+    if await _find_engine(clickhouse, database) is None:
         return []
     result = await clickhouse.query(f"SELECT id, name, sha256 FROM {database}.{LEDGER} FINAL ORDER BY id")
     return [Applied(*row) for row in result.rows]
+
+
+async def _find_engine(clickhouse: ClickHouse, database: str) -> str | None:
+    """The ledger's engine; None: there is no ledger."""
+    engine: str | None = await clickhouse.scalar(
+        "SELECT engine FROM system.tables WHERE database = {database:String} AND name = {name:String}",
+        {"database": database, "name": LEDGER},
+    )
+    return engine
+
+
+def check_kind(database: str, engine: str | None, cluster: str | None) -> None:
+    """Raise WrongUse if a ledger of this engine was made for one server and a cluster is meant, or the other way round."""
+    if engine is None:
+        return
+    if cluster is None and engine.startswith("Replicated"):
+        raise WrongUse(f"the tables of {database} are those of a cluster: say which, `claw migrate --cluster NAME`")
+    if cluster is not None and not engine.startswith("Replicated"):
+        raise WrongUse(f"the tables of {database} are those of one server: `claw migrate` without --cluster goes on")
 
 
 async def list_pending(url: str, database: str) -> list[Migration]:
@@ -111,15 +137,19 @@ async def list_pending(url: str, database: str) -> list[Migration]:
         return choose_pending(load_migrations(), await read_ledger(clickhouse, database))
 
 
-async def apply(url: str, database: str) -> list[Migration]:
-    """Bring the database to the newest schema; returns what was applied now. Errors as `list_pending`."""
+async def apply(url: str, database: str, cluster: str | None = None) -> list[Migration]:
+    """Bring the database to the newest schema, on one server or on all of a cluster; returns what was applied now.
+
+    Errors as `list_pending`, and WrongUse if the database is of the other kind.
+    """
     async with await ClickHouse.connect(url) as clickhouse:
+        check_kind(database, await _find_engine(clickhouse, database), cluster)
         pending = choose_pending(load_migrations(), await read_ledger(clickhouse, database))
         if pending:
-            await clickhouse.command(f"CREATE DATABASE IF NOT EXISTS {database}")
-            await clickhouse.command(Template(_LEDGER_SQL).substitute(database=database))
+            for statement in ledger_statements(database, cluster):
+                await clickhouse.command(statement)
         for migration in pending:
-            for statement in migration.statements(database):
+            for statement in migration.statements(database, cluster):
                 await clickhouse.command(statement)
             await clickhouse.command(
                 f"INSERT INTO {database}.{LEDGER} (id, name, sha256) "
@@ -127,3 +157,38 @@ async def apply(url: str, database: str) -> list[Migration]:
                 settings={"async_insert": 0},
             )
         return pending
+
+
+def ledger_statements(database: str, cluster: str | None = None) -> list[str]:
+    """What makes the database and the ledger in it."""
+    made = [f"CREATE DATABASE IF NOT EXISTS {database}", Template(_LEDGER_SQL).substitute(database=database).strip()]
+    return made if cluster is None else [on_cluster(statement, cluster) for statement in made]
+
+
+def role_statements(database: str, runs: Sequence[str] = (), cluster: str | None = None) -> list[str]:
+    """What makes the role `claw_analyst`, and for each run the role `claw_run_RUN`, of one server or of all of a cluster.
+
+    Raises UserError for a run that is no id.
+    """
+    folder = importlib.resources.files(__name__) / "roles"
+    names = {"database": database, "tables": ", ".join(f"{database}.{table}" for table in sorted(TABLES))}
+    statements = _split((folder / "analyst.sql").read_text(encoding="utf-8"), names)
+    for run in runs:
+        check_id("run", run)
+        statements += _split((folder / "run.sql").read_text(encoding="utf-8"), {**names, "run": run})
+    return statements if cluster is None else [role_on_cluster(statement, cluster) for statement in statements]
+
+
+async def run_roles(url: str, statements: Sequence[str]) -> None:
+    """Run statements about roles. Raises UserError where the user may not, or the server has no roles."""
+    async with await ClickHouse.connect(url) as clickhouse:
+        for statement in statements:
+            try:
+                await clickhouse.command(statement)
+            except QueryRefused as error:
+                if error.code != ACCESS_DENIED:
+                    raise
+                raise UserError(
+                    f"{error}\nThe user may not make roles, or the server has none: the local stack guards its user `analyst` "
+                    "without them (docs/analysts.md)."
+                ) from error

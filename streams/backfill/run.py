@@ -122,6 +122,7 @@ async def run_backfill(places: Places, name: str, *, wait: float, dry_run: bool 
         clickhouse = await closing.enter_async_context(
             await ClickHouse.connect(places.clickhouse, places.database, timeout=QUERY_TIMEOUT)
         )
+        await clickhouse.check_schema()
         work = _Work(FactPool(clickhouse, _recipe(actives).run_id), actives, ends[EVENTS], letters, now)
         return await work.run(producer, told)
 

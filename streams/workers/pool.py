@@ -64,6 +64,7 @@ class StepStore:
         """Of the steps that are stored; none while some are missing."""
         if self._clickhouse is None:
             self._clickhouse = await ClickHouse.connect(self._url, self._database, timeout=QUERY_TIMEOUT)
+            await self._clickhouse.check_schema()
         key: dict[str, Any] = {
             "run": trajectory.run_id,
             "prompt": trajectory.prompt_uid,

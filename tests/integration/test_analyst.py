@@ -17,7 +17,7 @@ import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError
 from pydantic import SecretStr
 
-from claw_r1.keys import Secrets, mint
+from claw_r1.keys import Scope, Secrets, mint
 from claw_r1.local import analyst
 from claw_r1.local.functions import AGGREGATES, FUNCTIONS
 from claw_r1.local.stack import running_stack
@@ -53,7 +53,7 @@ class Front:
 
 def a_key(run: str | None) -> str:
     secrets = Secrets.of(SecretStr(SECRET))
-    scope = "admin" if run is None else "analyst"
+    scope: Scope = "admin" if run is None else "analyst"
     return mint(secrets, scope=scope, now=time.time(), lifetime=3600, run_id=run)
 
 

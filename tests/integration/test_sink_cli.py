@@ -1,11 +1,15 @@
 """`claw migrate` and `claw sql` as a person or a script runs them."""
 
+import asyncio
 import json
 import subprocess
 import sys
 
 import pytest
 
+from claw_r1.clickhouse import ClickHouse
+from claw_r1.errors import UserError
+from sinks import migrations
 from sinks.migrations import LEDGER, load_migrations
 from sinks.rows import TABLES
 from tests.conftest import Stack
@@ -72,3 +76,53 @@ def test_sql_errors_name_the_next_step(stack: Stack, arguments: list[str], code:
     assert (done.returncode, done.stdout) == (code, "")
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_engine_parses_every_statement_for_clusters_and_roles(stack: Stack) -> None:
+    """They are parsed here and not run: the engine has no replicas, users or roles."""
+    statements = [*migrations.ledger_statements("claw", "replicas")]
+    statements += [statement for file in load_migrations() for statement in file.statements("claw", "replicas")]
+    for cluster in (None, "replicas"):
+        statements += migrations.role_statements("claw", ["run-1", "run.2"], cluster)
+
+    async def parse() -> list[str]:
+        async with await ClickHouse.connect(stack.clickhouse) as client:
+            return [await client.scalar("SELECT formatQuery({q:String})", {"q": one}) for one in statements]
+
+    for statement, parsed in zip(statements, asyncio.run(parse()), strict=True):
+        head = parsed.split()[0]
+        assert head == statement.split()[0]
+        if head != "GRANT" and head != "REVOKE":
+            assert ("ON CLUSTER" in parsed) == ("ON CLUSTER" in statement)
+
+
+def test_roles_are_shown_and_refused_where_there_are_no_users(stack: Stack) -> None:
+    shown = claw(stack, "migrate", "--roles", "--run", "run-1", "--dry-run", database="claw")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "CREATE ROLE IF NOT EXISTS `claw_run_run-1`" in shown.stdout
+    refused = claw(stack, "migrate", "--roles", database="claw")
+    assert refused.returncode == 1
+    assert "docs/analysts.md" in refused.stderr
+
+
+def test_a_reader_says_which_command_mends_an_old_schema(stack: Stack) -> None:
+    async def check(database: str) -> None:
+        async with await ClickHouse.connect(stack.clickhouse, database) as client:
+            await client.check_schema()
+
+    with pytest.raises(UserError, match="claw migrate"):
+        asyncio.run(check("cli_nowhere"))
+    asyncio.run(migrations.apply(stack.clickhouse, "cli_schema"))
+    asyncio.run(check("cli_schema"))
+    newest = load_migrations()[-1].id
+    assert (
+        claw(
+            stack,
+            "sql",
+            f"ALTER TABLE {LEDGER} DELETE WHERE id = {newest} SETTINGS mutations_sync = 1",
+            database="cli_schema",
+        ).returncode
+        == 0
+    )
+    with pytest.raises(UserError, match="claw migrate"):
+        asyncio.run(check("cli_schema"))

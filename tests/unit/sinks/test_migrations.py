@@ -4,8 +4,20 @@ import re
 
 import pytest
 
-from claw_r1.errors import UserError
-from sinks.migrations import Applied, Migration, choose_pending, load_migrations
+from claw_r1.clickhouse import NEEDED
+from claw_r1.errors import UserError, WrongUse
+from sinks.migrations import (
+    Applied,
+    Migration,
+    check_cluster,
+    check_kind,
+    choose_pending,
+    ledger_statements,
+    load_migrations,
+    role_statements,
+)
+from sinks.migrations.cluster import on_cluster
+from sinks.rows import TABLES
 
 FILES = [Migration(1, "0001_a.sql", "SELECT 1;\n"), Migration(2, "0002_b.sql", "SELECT 2;\n")]
 
@@ -58,3 +70,57 @@ def test_the_files_are_numbered_without_gaps_and_can_be_run_again() -> None:
                 ]  # a column of that type stays as it is
                 assert statement.count("ADD COLUMN") == statement.count("ADD COLUMN IF NOT EXISTS"), statement[:80]
             assert "COMMENT" in statement
+
+
+def test_readers_ask_for_the_newest_file() -> None:
+    assert load_migrations()[-1].id == NEEDED
+
+
+def test_the_plain_form_is_the_file_and_a_cluster_changes_no_hash() -> None:
+    for file in load_migrations():
+        assert len(file.statements("claw", "replicas")) == len(file.statements("claw"))
+    assert on_cluster("ALTER TABLE claw.t\n    ADD COLUMN a UInt8", "c") == (
+        "ALTER TABLE claw.t ON CLUSTER 'c'\n    ADD COLUMN a UInt8"
+    )
+
+
+def test_every_table_of_a_cluster_is_replicated_and_its_window_lasts_a_week() -> None:
+    statements = [*ledger_statements("claw", "c"), *(s for f in load_migrations() for s in f.statements("claw", "c"))]
+    tables = [statement for statement in statements if statement.startswith("CREATE TABLE")]
+    assert len(tables) == 20
+    for statement in statements:
+        assert statement.count(" ON CLUSTER 'c'") == 1
+        assert "non_replicated" not in statement
+    for table in tables:
+        assert (
+            "ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}'"
+            in table
+        )
+    assert sum("replicated_deduplication_window_seconds = 604800" in table for table in tables) == 19
+
+
+def test_what_is_no_statement_of_the_schema_has_no_form_for_a_cluster() -> None:
+    with pytest.raises(ValueError, match="not a statement"):
+        on_cluster("DROP TABLE claw.steps", "c")
+    with pytest.raises(WrongUse, match=r"system\.clusters"):
+        check_cluster("a' b")
+
+
+def test_a_database_stays_of_one_server_or_of_a_cluster() -> None:
+    check_kind("claw", None, "c")
+    check_kind("claw", "ReplicatedReplacingMergeTree", "c")
+    check_kind("claw", "ReplacingMergeTree", None)
+    with pytest.raises(WrongUse, match="--cluster NAME"):
+        check_kind("claw", "ReplicatedReplacingMergeTree", None)
+    with pytest.raises(WrongUse, match="without --cluster"):
+        check_kind("claw", "ReplacingMergeTree", "c")
+
+
+def test_roles_name_every_table_and_the_runs() -> None:
+    statements = role_statements("pool", ["run-1"])
+    policies = [statement for statement in statements if "ROW POLICY" in statement]
+    assert len(policies) == 2
+    assert all(f"pool.{table}" in policy for policy in policies for table in TABLES)
+    assert "USING run_id = 'run-1' TO `claw_run_run-1`" in policies[1]
+    with pytest.raises(UserError, match="not an id"):
+        role_statements("pool", ["a' OR 1"])
