@@ -45,6 +45,10 @@ class Blobs(Protocol):
         """The blob. Raises InvalidRecord("blob_missing" or "blob_damaged"), or RetryableError if the store is away."""
         ...
 
+    def remove(self, sha256: str) -> bool:
+        """Remove what nothing refers to any more; False if it was not there. Raises RetryableError if the store is away."""
+        ...
+
 
 class LocalBlobs:
     """Blobs as files of a folder; several hosts that share it share the store."""
@@ -78,6 +82,15 @@ class LocalBlobs:
         if hashlib.sha256(data).hexdigest() != sha256:
             raise InvalidRecord("blob_damaged", f"{path} does not hold the bytes of its name: the disk lost some")
         return data
+
+    def remove(self, sha256: str) -> bool:
+        try:
+            self._path(sha256).unlink()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise RetryableError(f"the blob store {self._folder} cannot be written: {error}") from error
+        return True
 
     def _path(self, sha256: str) -> Path:
         if not _SHA256.fullmatch(sha256):

@@ -130,7 +130,9 @@ WORKERS_IN_FLIGHT = Gauge("claw_workers_in_flight", "Trajectories being worked o
 # sinks
 SINKS_ROWS = Counter("claw_sinks_rows_total", "Rows inserted, by table.", ["table"])
 SINKS_RECORDS = Counter("claw_sinks_records_total", "Records stored, by topic.", ["topic"])
-SINKS_DROPPED = Counter("claw_sinks_dropped_total", "Records not stored as rows, by reason.", ["reason"])
+SINKS_DROPPED = Counter(
+    "claw_sinks_dropped_total", "Records not stored as rows, and rows of purged runs, by reason.", ["reason"]
+)
 SINKS_INSERT_SECONDS = Histogram("claw_sinks_insert_seconds", "One insert.", ["table"], buckets=_FAST)
 SINKS_LAG = Gauge("claw_sinks_lag_records", "Records not yet stored.", ["topic", "partition"])
 SINKS_RETRIES = Counter("claw_sinks_retries_total", "Inserts tried again.", ["reason"])

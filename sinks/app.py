@@ -31,6 +31,7 @@ from claw_r1.topics import BATCH_PREFIX, all_topics
 from sinks import migrations
 from sinks.dlq import DeadLetters, InvalidBudget
 from sinks.plan import Commit, Dead, Limits, LostRecords, Partition
+from sinks.purged import drop_purged, list_purged
 from sinks.rows import NOT_STORED, Place, list_rows
 from sinks.writer import insert_promised
 
@@ -43,6 +44,8 @@ METADATA_AGE_MS: Final = 2000
 FETCH_AHEAD_BYTES: Final = 2 * 2**20
 GARBAGE: Final = (50_000, 20, 100)
 """Buffers are many tuples that live for a second and make no cycles: Python's own thresholds look through them all the time."""
+PURGES_AGE: Final = 1.0
+"""A purge that another sink stored is known after this many seconds."""
 BUSIEST: Final = 1.0
 """Under load a flush waits up to this many seconds, so that inserting takes at most a fifth of the time."""
 
@@ -67,6 +70,8 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         self._waiting: str | None = "starting"
         self._budget = InvalidBudget(settings.max_invalid)
         self._dead_letters = DeadLetters(settings.kafka)
+        self._purged: set[str] = set()
+        self._purges_read = float("-inf")
         self._last_flush = 0.0
         self._backoff = 0.0
         self._flushing: asyncio.Task[None] | None = None
@@ -277,10 +282,11 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
             if not partitions:
                 return
             started = time.monotonic()
+            await self._learn_purges()
             try:
-                await membership.commit(
-                    self._consumer, {tp: partition.promise() for tp, partition in partitions.items()}
-                )
+                promises = {tp: partition.promise() for tp, partition in partitions.items()}
+                self._drop_purged(partitions.values())
+                await membership.commit(self._consumer, promises)
                 self._at("promised")
                 await insert_promised(self._clickhouse, partitions.values(), self._at)
                 await self._bury([dead for partition in partitions.values() for dead in partition.range.dead])
@@ -300,6 +306,20 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._forget()
                 return
             self._last_flush = time.monotonic() - started
+
+    async def _learn_purges(self) -> None:
+        if (now := time.monotonic()) - self._purges_read > PURGES_AGE:
+            told = await self._clickhouse.query(f"SELECT DISTINCT run_id FROM {self._settings.database}.purges")
+            self._purged.update(str(run) for (run,) in told.rows)
+            self._purges_read = now
+
+    def _drop_purged(self, partitions: Iterable[Partition]) -> None:
+        """Drop rows of purged runs from promised ranges. A range that is tried again keeps its token, whatever it has lost."""
+        buffers = [partition.range.rows for partition in partitions]
+        self._purged.update(*map(list_purged, buffers))
+        for rows in buffers:
+            if dropped := drop_purged(rows, self._purged):
+                metrics.SINKS_DROPPED.labels("run_purged").inc(dropped)
 
     async def _bury(self, dead: list[Dead]) -> None:
         await self._dead_letters.publish(dead)

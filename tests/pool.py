@@ -91,7 +91,7 @@ def a_cut(group: GroupReady, **over: Any) -> BatchCut:
 
 
 def every_event(run: str, recipe: str = "test") -> list[Located]:
-    """At least one event of every type, all of one run and group, each with its topic."""
+    """At least one event of every type, each with its topic: all of one run and group, but the purge of RUN-purged."""
     base: dict[str, Any] = {"run_id": run, "prompt_uid": "p1", "at": 1.5}
     about = base | {"trajectory_uid": "p1-t0"}
     mine = {"run_id": run, "prompt_uid": "p1", "trajectory_uid": "p1-t0"}
@@ -153,7 +153,7 @@ def every_event(run: str, recipe: str = "test") -> list[Located]:
         RecipeSet(
             fact_id="recipe", run_id=run, at=1.0, name=recipe, version=1, recipe=a_recipe(name=recipe, run_id=run)
         ),
-        RunPurged(fact_id="purge", run_id=run, at=1.0, reason="test"),
+        RunPurged(fact_id="purge", run_id=f"{run}-purged", at=1.0, reason="test"),
     ]
     outcome = {"run_id": run, "prompt_uid": "p1", "group_id": "p1", "recipe": recipe, "recipe_version": 1, **decided}
     return [
@@ -252,6 +252,12 @@ def every_event(run: str, recipe: str = "test") -> list[Located]:
             ),
         ),
     ]
+
+
+def of_run(table: str, run: str) -> str:
+    """The condition for the rows of a table that `every_event` of the run becomes."""
+    column = "group_run_id" if table == "cut_members" else "run_id"
+    return f"{column} = '{run}-purged'" if table == "purges" else f"{column} = '{run}'"
 
 
 async def _write(kafka: str, events: Iterable[Located], transaction: str | None) -> None:

@@ -39,6 +39,7 @@ COMMANDS = {
     "export": Command("claw_r1.cli.snapshots:export_selected", "Write trajectories into files of a dataset."),
     "import": Command("claw_r1.cli.imports:import_logs", "Put logs of other programs, or exports, on the log."),
     "decide": Command("claw_r1.cli.decide:decide", "Veto, keep, tag, or override rewards of groups and trajectories."),
+    "purge": Command("claw_r1.cli.purge:purge", "Forget a run."),
     "rewards": Command("claw_r1.cli.rewards:app", "List reward functions, and try one."),
     "dlq": Command("claw_r1.cli.dlq:app", "List, show and replay dead letters."),
     "keys": Command("claw_r1.cli.keys:app", "Make and read the keys that the gateway asks for."),

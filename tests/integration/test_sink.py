@@ -20,7 +20,7 @@ from sinks import migrations
 from sinks.rows import NOT_STORED, STORED, TABLES
 from tests.conftest import Stack, wait_until
 from tests.factories import a_child, a_step
-from tests.pool import Located, Pool, every_event, write
+from tests.pool import Located, Pool, every_event, of_run, write
 from tests.workers import Worker, workers
 
 pytestmark = pytest.mark.stack
@@ -48,8 +48,7 @@ def full(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Poo
     write(stack.kafka, [event for event in events if event[0] != topics.EVENTS], transaction="sink-full")
     with workers(a_sink(stack, tmp_path_factory.mktemp("sink"), pool.database)):
         for table in TABLES:
-            column = "group_run_id" if table == "cut_members" else "run_id"
-            pool.wait_for(f"SELECT count() > 0 FROM {table} WHERE {column} = 'full'", 1)
+            pool.wait_for(f"SELECT count() > 0 FROM {table} WHERE {of_run(table, 'full')}", 1)
         pool.wait_for("SELECT uniqExact(topic) FROM outcomes WHERE run_id = 'full'", 2)
         yield pool
 
@@ -62,10 +61,7 @@ def test_every_event_is_stored_as_often_as_it_was_written(full: Pool) -> None:
     written["cut_members"] = 2
     written["trajectory_lookup"] = 1  # the open, the root step and the index say the same
     stored = {
-        table: full.scalar(
-            f"SELECT count() FROM {table} FINAL WHERE {'group_run_id' if table == 'cut_members' else 'run_id'} = 'full'"
-        )
-        for table in TABLES
+        table: full.scalar(f"SELECT count() FROM {table} FINAL WHERE {of_run(table, 'full')}") for table in TABLES
     }
     assert stored == written
     assert len(NOT_STORED) == 7
