@@ -22,7 +22,7 @@ from claw_r1.topics import EVENTS
 
 SETTLE: Final = 3.0
 """Seconds after which no sink inserts rows of a run that was purged before: it looks once a second, and flushes within one."""
-SETTLE_ROUNDS: Final = 20
+ROUNDS: Final = 20
 MUTATION_TIMEOUT: Final = 3600.0
 """Longest rewriting of one table, seconds."""
 PUBLISH_TIMEOUT: Final = 30.0
@@ -104,11 +104,12 @@ async def _conditions(client: ClickHouse, run: str) -> dict[str, str]:
 
 
 async def _count(client: ClickHouse, run: str) -> dict[str, int]:
-    counts = {
-        table: int(await client.scalar(f"SELECT count() FROM {table} WHERE {condition}"))
-        for table, condition in (await _conditions(client, run)).items()
-    }
-    return {table: rows for table, rows in counts.items() if rows}
+    conditions = await _conditions(client, run)
+    parts = [
+        f"SELECT '{table}', count() AS n FROM {table} WHERE {condition}" for table, condition in conditions.items()
+    ]
+    rows = (await client.query(f"SELECT * FROM ({' UNION ALL '.join(parts)}) WHERE n > 0 ORDER BY ALL")).rows
+    return {table: int(number) for table, number in rows}
 
 
 async def _purge(
@@ -121,10 +122,14 @@ async def _purge(
         for sha256 in held:  # before the rows that name them: if this breaks off, the next purge finds them again
             if store is not None:
                 await asyncio.to_thread(store.remove, sha256)
-        for _ in range(SETTLE_ROUNDS):
-            for table, condition in (await _conditions(client, run)).items():
-                await client.command(f"ALTER TABLE {table} DELETE WHERE {condition}", settings={"mutations_sync": 2})
+        conditions = await _conditions(client, run)
+        for _ in range(ROUNDS):
             await asyncio.sleep(SETTLE)
+            if not (found := await _count(client, run)):
+                return
+            for table in found:
+                delete = f"ALTER TABLE {table} DELETE WHERE {conditions[table]}"
+                await client.command(delete, settings={"mutations_sync": 2})
             if not await _count(client, run):
                 return
     raise UserError(
@@ -157,4 +162,3 @@ async def _wait_until_stored(client: ClickHouse, facts: Sequence[str], wait: flo
                 "`claw status` tells. Then run `claw purge` again."
             )
         await asyncio.sleep(0.2)
-    await asyncio.sleep(SETTLE)
