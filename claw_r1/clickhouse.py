@@ -31,11 +31,9 @@ _WRAPPING: Final = re.compile(
 )
 """What the driver and the server put around the message."""
 
-UNKNOWN_TABLE: Final = 60
-UNKNOWN_DATABASE: Final = 81
 LEDGER: Final = "migrations"
 """Table of the database that says which files of the schema were applied."""
-NEEDED: Final = 8
+NEEDED: Final = 12
 """Number of the newest file of the schema: readers of this version ask for what it makes."""
 
 Settings = Mapping[str, str | int]

@@ -40,6 +40,7 @@ COMMANDS = {
     "import": Command("claw_r1.cli.imports:import_logs", "Put logs of other programs, or exports, on the log."),
     "decide": Command("claw_r1.cli.decide:decide", "Veto, keep, tag, or override rewards of groups and trajectories."),
     "purge": Command("claw_r1.cli.purge:purge", "Forget a run."),
+    "expire": Command("claw_r1.cli.expire:expire", "Remove groups from the pool that closed long ago."),
     "rewards": Command("claw_r1.cli.rewards:app", "List reward functions, and try one."),
     "dlq": Command("claw_r1.cli.dlq:app", "List, show and replay dead letters."),
     "keys": Command("claw_r1.cli.keys:app", "Make and read the keys that the gateway asks for."),

@@ -41,6 +41,7 @@ def counting(run: str) -> str:
     return " UNION ALL ".join(parts)
 
 
+@pytest.mark.slow
 def test_a_purged_run_is_gone_and_stays_gone(stack: Stack, tmp_path: Path) -> None:
     asyncio.run(bus.apply_topics(stack.kafka, topics.all_topics()))
     asyncio.run(migrations.apply(stack.clickhouse, "purge"))

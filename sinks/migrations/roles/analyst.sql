@@ -23,6 +23,8 @@ GRANT SELECT, SHOW TABLES, SHOW COLUMNS ON ${database}.* TO claw_analyst;
 
 REVOKE SELECT ON ${database}.migrations FROM claw_analyst;
 
+REVOKE SELECT ON ${database}.expired FROM claw_analyst;
+
 -- Everybody reads all rows but those who have a role of one run (run.sql makes these).
 CREATE ROLE IF NOT EXISTS claw_one_run;
 

@@ -87,7 +87,7 @@ def test_the_plain_form_is_the_file_and_a_cluster_changes_no_hash() -> None:
 def test_every_table_of_a_cluster_is_replicated_and_its_window_lasts_a_week() -> None:
     statements = [*ledger_statements("claw", "c"), *(s for f in load_migrations() for s in f.statements("claw", "c"))]
     tables = [statement for statement in statements if statement.startswith("CREATE TABLE")]
-    assert len(tables) == 20
+    assert len(tables) == 22
     for statement in statements:
         assert statement.count(" ON CLUSTER 'c'") == 1
         assert "non_replicated" not in statement
@@ -96,7 +96,7 @@ def test_every_table_of_a_cluster_is_replicated_and_its_window_lasts_a_week() ->
             "ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}'"
             in table
         )
-    assert sum("replicated_deduplication_window_seconds = 604800" in table for table in tables) == 19
+    assert sum("replicated_deduplication_window_seconds = 604800" in table for table in tables) == 20
 
 
 def test_what_is_no_statement_of_the_schema_has_no_form_for_a_cluster() -> None:
