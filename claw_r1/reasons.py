@@ -209,6 +209,7 @@ RECORDS: Final = {
     "not_wanted": "the trajectory's run or channel is none of those that the worker was given",
     "not_stored": "the record is of a kind that the pool has no table for",
     "prefix_differs": "a step was made against another prefix of its parent",
+    "run_purged": "the row is of a run that is to be forgotten",
     "tombstone": "the record deletes a key of a compacted topic",
     "too_large": "the record is above 8 MiB",
     "unavailable": "ClickHouse or the broker was away, and the work was done again",

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from claw_r1.local import analyst
 from claw_r1.local.callers import Analyst
-from claw_r1.local.engine import Engine, Request
+from claw_r1.local.engine import SETTING_NAME, Engine, Request
 from claw_r1.local.statement import Statement, StatementRefused, parse_statement
 
 _ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\0": "\\0", "\b": "\\b", "\f": "\\f"})
@@ -42,6 +42,9 @@ def _check_around(request: Request, database: str) -> None:
     """What comes beside the statement: the database, settings, and the format."""
     if request.database not in (None, "", "default", database):
         raise analyst.refuse(f"The database is {database}, not {request.database}")
+    for name in request.parameters:
+        if not SETTING_NAME.fullmatch(name):
+            raise analyst.refuse(f"{name[:80]} is no name of a parameter")
     for name in request.settings:
         if not analyst.SETTINGS.fullmatch(name):
             raise analyst.refuse(f"The setting {name} is not allowed")

@@ -332,6 +332,8 @@ def test_parameters_are_values_and_never_names(front: Front) -> None:
         {"default_format": "Template"},
         {"database": "elsewhere"},
         {"log_comment": "x"},
+        {"param_x = 1, readonly": "0"},
+        {"param_a'b": "0"},
     ],
 )
 def test_what_comes_beside_the_statement_is_judged_too(front: Front, parameters: Mapping[str, str]) -> None:

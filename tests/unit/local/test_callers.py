@@ -5,9 +5,12 @@ import base64
 import pytest
 from pydantic import SecretStr
 
+from claw_r1.errors import WrongUse
 from claw_r1.keys import Scope, Secrets, mint
 from claw_r1.local.callers import Analyst, Door, read_login
+from claw_r1.local.clickhouse import read_door
 from claw_r1.local.statement import StatementRefused
+from claw_r1.settings import PASSWORD_VARIABLE
 
 NOW = 1000.0
 SECRETS = Secrets.of(SecretStr("a:" + "s" * 32))
@@ -77,3 +80,12 @@ def test_with_secrets_a_key_says_the_runs() -> None:
 def test_with_secrets_everybody_shows_one(user: str, password: str) -> None:
     with pytest.raises(StatementRefused, match="AUTHENTICATION_FAILED"):
         CLOSED.identify({"user": user, "password": password}, {}, NOW)
+
+
+def test_off_loopback_a_password_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PASSWORD_VARIABLE, raising=False)
+    assert read_door("127.0.0.1")[1] == "claw"
+    with pytest.raises(WrongUse, match=PASSWORD_VARIABLE):
+        read_door("0.0.0.0")
+    monkeypatch.setenv(PASSWORD_VARIABLE, "word")
+    assert read_door("0.0.0.0")[0].password == "word"

@@ -9,7 +9,7 @@ import pytest
 
 from claw_r1.errors import UserError, WrongUse
 from claw_r1.local.ports import find_port, is_free
-from claw_r1.local.stack import StackRequest, check_request, launch
+from claw_r1.local.stack import StackRequest, check_request, launch, urls_of
 from claw_r1.local.state import Identity, ProcessState, StackState, exclusive, read_state, write_state
 from claw_r1.local.supervisor import Process, Supervisor, bound_log, tail
 
@@ -21,6 +21,14 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert read_state(tmp_path) == state
     assert read_state(tmp_path).alive
     assert read_state(tmp_path).pids == {"one": os.getpid()}
+
+
+def test_a_password_of_the_pool_is_in_its_url_and_the_state_is_for_its_owner(tmp_path: Path) -> None:
+    request = StackRequest(data=tmp_path, env={"CLAW_CLICKHOUSE_PASSWORD": "a:b@c"})
+    urls = urls_of(request, {"clickhouse": 8123})
+    assert urls["clickhouse"] == "http://default:a%3Ab%40c@127.0.0.1:8123"
+    write_state(tmp_path, StackState(urls=urls))
+    assert (tmp_path / "stack.json").stat().st_mode & 0o077 == 0
 
 
 def test_no_file_is_a_stack_that_is_down(tmp_path: Path) -> None:
