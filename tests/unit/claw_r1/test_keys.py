@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from claw_r1 import keys
+from claw_r1.cli.config import config
 from claw_r1.errors import UserError, WrongUse
 from claw_r1.keys import BadKey, Key, Secrets, check_listening, is_key, is_loopback, mint, read, verify
 from claw_r1.settings import GatewaySettings, secret_pairs
@@ -249,3 +250,12 @@ def test_config_shows_that_a_secret_is_set_and_not_which() -> None:
     done = claw("config", "gateway")
     assert "CLAW_SECRET=***" in done.stdout
     assert NEW not in done.stdout
+
+
+def test_config_hides_the_password_of_the_pool(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CLAW_CLICKHOUSE_PASSWORD", "a word")
+    config("sinks")
+    assert "CLAW_CLICKHOUSE_PASSWORD=***" in (said := capsys.readouterr().out)
+    assert "a word" not in said
