@@ -95,7 +95,8 @@ def test_what_is_not_there_or_not_clear_is_said(told: Pool) -> None:
 
 
 def test_facts_are_followed(stack: Stack, told: Pool) -> None:
-    mine = [event for topic, event in every_event("told") if topic == topics.EVENTS]
+    facts = [event for topic, event in every_event("told") if topic == topics.EVENTS]
+    mine = [fact for fact in facts if getattr(fact, "run_id", None) == "told"]
     asked = ("--run", "told", "--last", "1000", "--limit", str(len(mine)), "--kafka", stack.kafka)
     documents: list[dict[str, Any]] = [json.loads(line) for line in claw("tail", *asked, "--json").splitlines()]
     assert sorted(document["type"] for document in documents) == sorted(event.TYPE for event in mine)
