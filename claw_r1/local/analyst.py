@@ -84,7 +84,7 @@ _LINE: Final = re.compile(
     r"(?P<indent> *)(?P<kind>[A-Za-z]+(?:::[A-Za-z]+)?)(?: (?P<name>.*?))??(?: \(alias [^()\n]*\))?"
     r"(?: \(children (?P<children>\d+)\))?"
 )
-_SHOW: Final = re.compile(rb"SHOW TABLES(?: (?:NOT )?I?LIKE '(?:[^'\\]|\\.)*')?")
+_SHOW: Final = re.compile(r"SHOW TABLES(?: (?:NOT )?I?LIKE '(?:[^'\\]|\\.)*')?(?:\s+FORMAT (?P<format>\w+))?")
 _QUOTED: Final = re.compile(r"`[\w @%.,:#+-]*`")
 """Names that need quotes: none of these characters ends a line, a bracket or a path."""
 _PARAMETER: Final = re.compile(r"\{\s*(?P<name>\w+)\s*:(?P<type>[^}]*)\}")
@@ -157,7 +157,8 @@ def judge(tree: Node, text: str, *, database: str, existing: Collection[str]) ->
     `existing` are the names of all relations of the database: a CTE may have no name of one that is not listed.
     """
     if tree.kind == "ShowTables":
-        if not _SHOW.fullmatch(text.strip().encode()):
+        shown = _SHOW.fullmatch(text.strip())
+        if shown is None or (shown["format"] or "TSV") not in FORMATS:
             raise refuse("Of SHOW only SHOW TABLES [LIKE '…'] is allowed")
         return
     if tree.kind not in ("SelectWithUnionQuery", "DescribeQuery"):

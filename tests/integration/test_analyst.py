@@ -395,6 +395,8 @@ def test_ordinary_clients_log_in(front: Front) -> None:
         assert client.query("SELECT count() FROM claw.steps").result_rows == [(5,)]
         rows = client.query("SELECT * FROM contexts(trajectory_uid = {u:String})", parameters={"u": "mine-t"})
         assert [list(row["prompt_ids"]) for row in rows.named_results()] == [[1, 2]] * 5
+        assert ("steps",) in client.query("SHOW TABLES").result_rows
+        assert len(client.query("DESCRIBE TABLE steps").result_rows) > 40
         assert client.query_arrow("SELECT step_id FROM steps").num_rows == 5
         with pytest.raises(DatabaseError, match="ACCESS_DENIED"):
             client.command("DROP TABLE claw.steps")

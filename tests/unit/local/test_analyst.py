@@ -120,6 +120,9 @@ def test_a_cte_is_read_unless_its_name_could_mean_another_table(
     [
         ("ShowTables", "SHOW TABLES", True),
         ("ShowTables", "SHOW TABLES NOT ILIKE 'a\\'b%'", True),
+        ("ShowTables (children 1)\n Identifier JSON", "SHOW TABLES\nFORMAT JSON", True),
+        ("ShowTables (children 1)\n Identifier Template", "SHOW TABLES\nFORMAT Template", False),
+        ("ShowTables", "SHOW TABLES LIKE 'a'\nSETTINGS x = 1", False),
         ("ShowTables", "SHOW DATABASES", False),
         ("ShowTables (children 1)\n Identifier system", "SHOW TABLES FROM system", False),
         ("DescribeQuery (children 1)\n TableExpression (children 1)\n  TableIdentifier steps", "", True),
