@@ -25,12 +25,16 @@ def _words(text: str) -> frozenset[str]:
 TABLES: Final = _words(
     """
     annotations calls cut_members cuts decisions group_events groups outcomes policies purges recipes rewards
-    samples step_tokens steps trained trajectories trajectory_events trajectory_lookup
+    samples step_tokens steps token_stats trained trajectories trajectory_events trajectory_lookup
     """
 )
 """Every one has a `run_id`, by which rows are filtered."""
-VIEWS: Final = _words("effective_rewards lineage lost_calls merging outcome_funnel")
-PARAMETER_VIEWS: Final = _words("contexts trajectory_steps")
+VIEWS: Final = _words(
+    """
+    batch_staleness consumption effective_rewards lineage log_prob_mismatch lost_calls merging outcome_funnel
+    """
+)
+PARAMETER_VIEWS: Final = _words("batch_steps contexts pass_rate trajectory_batches trajectory_steps")
 """Called like functions."""
 READABLE: Final = frozenset({"system.settings", "system.one"})
 """What clients ask when they connect; it tells of the analyst's own connection."""
@@ -198,7 +202,7 @@ class _Relations:
             for argument in lists.children:
                 kinds = [part.kind for parts in argument.children for part in parts.children]
                 if argument.name != "equals" or kinds != ["Identifier", "Literal"]:
-                    raise refuse(f"{node.name[:80]} takes values: {node.name[:80]}(trajectory_uid = '…')")
+                    raise refuse(f"{node.name[:80]} takes values: {node.name[:80]}(name = value)")
 
 
 def _judge_node(node: Node, relations: _Relations) -> None:
