@@ -30,6 +30,7 @@ FROM (
     UNION ALL SELECT run_id, prompt_uid, append_time, NULL, trajectory_uid IS NULL AND fact_id IS NULL FROM outcomes
 )
 WHERE {run:String} IN ('', run_id)
+    AND (run_id, prompt_uid) NOT IN (SELECT run_id, prompt_uid FROM snapshot_members)
 GROUP BY run_id, prompt_uid
 HAVING max(closes) AND closed_at < toDateTime64({before:String}, 3, 'UTC')
     AND ({channel:String} = '' OR has(groupUniqArray(channel), {channel:String}))
@@ -58,7 +59,7 @@ def expire(
     ] = None,
     database: Annotated[str | None, typer.Option("--database", help="Database of the pool.")] = None,
 ) -> None:
-    """Remove whole groups from the pool that closed long ago; batches and their members stay."""
+    """Remove whole groups from the pool that closed long ago; batches stay, and what is in a snapshot."""
     for name, given in (("--run", run), ("--channel", channel)):
         if given is not None:
             check_id(name, given)

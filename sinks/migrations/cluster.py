@@ -15,7 +15,7 @@ _HEAD: Final = re.compile(
 _ROLE_HEAD: Final = re.compile(
     r"(?P<head>GRANT|REVOKE|CREATE (?:ROLE|SETTINGS PROFILE|ROW POLICY) IF NOT EXISTS (?:\w+|`[^`]+`))"
 )
-_ENGINE: Final = re.compile(r"\bENGINE = ReplacingMergeTree(?:\((?P<version>\w+)\))?")
+_ENGINE: Final = re.compile(r"\bENGINE = (?P<engine>(?:Replacing)?MergeTree)(?:\((?P<version>\w+)\))?")
 _WINDOW: Final = re.compile(r"\bnon_replicated_deduplication_window = (?P<inserts>\d+)")
 _DAY: Final = 24 * 60 * 60
 _PATH: Final = "'/clickhouse/tables/{shard}/{database}/{table}', '{replica}'"
@@ -36,7 +36,7 @@ def on_cluster(statement: str, cluster: str) -> str:
         raise ValueError(f"not a statement of the schema: {statement[:80]}")
     rest = statement.strip()[head.end() :]
     rest = _ENGINE.sub(
-        lambda m: f"ENGINE = ReplicatedReplacingMergeTree({', '.join(filter(None, (_PATH, m['version'])))})", rest
+        lambda m: f"ENGINE = Replicated{m['engine']}({', '.join(filter(None, (_PATH, m['version'])))})", rest
     )
     # A retry may come a week later: the time limit of replicated tables is an hour where none is said.
     rest = _WINDOW.sub(

@@ -29,6 +29,7 @@ from streams.verdicts import ActiveRecipe
 from tests.conftest import wait_until
 from tests.factories import a_group, a_recipe, a_reward, a_trajectory, an_annotation
 from tests.log import Emitted, read, read_emitted, send
+from tests.pool import Pool
 from tests.unit.streams.partition_log import a_decision, effects
 from tests.workers import ROOT, Worker, workers
 
@@ -284,6 +285,10 @@ def eight_groups(live: Live, run: str) -> set[str]:
 
 def test_groups_of_a_run_that_was_purged_stay_forgotten(live: Live) -> None:
     prompts = eight_groups(live, "purged")
+    pool = Pool(live.clickhouse, DATABASE)  # a sink drops what comes to it with the purge
+    pool.wait_for("SELECT uniqExact(partition) FROM recipes WHERE run_id = 'purged' AND name = 'purged-b'", 4)
+    closed = "SELECT uniqExact(prompt_uid) FROM outcomes WHERE run_id = 'purged' AND trajectory_uid IS NULL"
+    pool.wait_for(closed, len(prompts))
     for partition in range(4):
         fact = RunPurged(fact_id=f"purge-{partition}", run_id="purged", at=1.0)
         asyncio.run(send(live.kafka, [fact], partition=partition))

@@ -18,6 +18,7 @@ GROUPS = {
     "old": ("train", 40, 40),
     "old-val": ("val", 40, 40),
     "old-open": ("train", 40, None),
+    "old-kept": ("train", 40, 40),
     "late": ("train", 40, 5),
     "new": ("train", 2, 2),
 }
@@ -43,6 +44,10 @@ async def fill(url: str) -> None:
             await insert("trajectory_lookup", "run_id, prompt_uid, trajectory_uid", f"{group}, 't'", steps)
             if outcome is not None:
                 await insert("outcomes", "run_id, prompt_uid, outcome_id", f"{group}, 'o'", outcome)
+        kept = "'a', 'r', 'old-kept', 'old-kept', 't'"
+        await client.command(
+            f"INSERT INTO snapshot_members (snapshot_id, run_id, prompt_uid, group_id, trajectory_uid) SELECT {kept}"
+        )
         await insert("cut_members", "recipe, run_id, group_run_id, group_id", "'a', 'r', 'r', 'old'", 40)
 
 

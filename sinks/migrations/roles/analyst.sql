@@ -25,6 +25,11 @@ REVOKE SELECT ON ${database}.migrations FROM claw_analyst;
 
 REVOKE SELECT ON ${database}.expired FROM claw_analyst;
 
+-- Snapshots may hold several runs.
+REVOKE SELECT ON ${database}.snapshots FROM claw_analyst;
+
+REVOKE SELECT ON ${database}.snapshot_members FROM claw_analyst;
+
 -- Everybody reads all rows but those who have a role of one run (run.sql makes these).
 CREATE ROLE IF NOT EXISTS claw_one_run;
 
