@@ -121,7 +121,7 @@ class Staleness(_Part):
     max_versions: int | None = Field(None, ge=0)
     """Largest allowed distance between the trained version and the oldest sampled token; None means any."""
     mode: Literal["drop_group", "mask_tokens"] = "drop_group"
-    """Leave the whole group out of the batch, or mask its stale tokens."""
+    """Leave the whole group out of the batch, or mask its stale tokens and leave out only what has no other."""
     unknown: Literal["drop", "keep"] = "keep"
     """What happens to tokens whose version nobody said."""
 
@@ -162,9 +162,9 @@ class Recipe(_Part):
     gae: Literal["token", "step"] = "token"
     """ppo with required `values`: what is one action of generalised advantage estimation."""
     gamma: float = Field(1.0, ge=0, le=1)
-    """ppo, rows step: discount of a later action's reward."""
+    """ppo: discount of a later action's reward."""
     lam: float = Field(1.0, ge=0, le=1)
-    """ppo, rows step: decay of generalised advantage estimation over actions."""
+    """ppo: decay of generalised advantage estimation over actions."""
     group: GroupRule = GroupRule()
     rewards: RewardRule = RewardRule()
     annotations: AnnotationRule = AnnotationRule()
@@ -196,8 +196,8 @@ class Recipe(_Part):
             )
         if self.pick.how == "pair" and self.group.least < 2:
             raise ValueError("group.min_size is 1, and a pair needs two trajectories")
-        if self.rows == "sample" and self.algorithm != "ppo" and (self.gamma, self.lam) != (1.0, 1.0):
-            raise ValueError(f"gamma and lam are of ppo and of rows: step; this is {self.algorithm} with rows: sample")
+        if self.algorithm != "ppo" and (self.gamma, self.lam) != (1.0, 1.0):
+            raise ValueError(f"gamma and lam are of ppo; this is {self.algorithm}")
         for name in ("allow", "filters"):
             if len({repr(one) for one in getattr(self, name)}) != len(getattr(self, name)):
                 raise ValueError(f"{name} names one thing twice")
@@ -215,10 +215,6 @@ def list_unhonoured(recipe: Recipe) -> list[str]:
     asked = {
         "annotations.required: advantages of distill are made of teacher_log_probs; name it": (
             recipe.algorithm == "distill" and "teacher_log_probs" not in recipe.annotations.required
-        ),
-        "rows: the trainer adapter has no rows of one step yet; write sample": recipe.rows != "sample",
-        "staleness.mode: the trainer adapter does not mask stale tokens yet; write drop_group": (
-            recipe.staleness.mode != "drop_group"
         ),
         "batch.tokens: the trainer adapter does not count tokens yet; write batch.groups": recipe.batch.tokens
         is not None,

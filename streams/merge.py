@@ -70,14 +70,24 @@ class Merged:
     """Why a step is masked that may not be what its agent went on from, by step id."""
     holes: dict[str, tuple[bytes, ...] | None]
     """Senses of replies that no step recorded, by the id of the leaf in whose conversation they are; None: not known."""
-    _rows: dict[frozenset[str], list[Row]] = field(default_factory=dict)
+    _rows: dict[tuple[frozenset[str], bool], list[Row]] = field(default_factory=dict)
 
-    def rows(self, allow: frozenset[str] = frozenset()) -> list[Row]:
-        """One row per leaf, in the call order of the leaves; rows without a token to train are kept (their mask says why)."""
-        allow &= ALLOWABLE
-        if allow not in self._rows:
-            self._rows[allow] = self._merge(allow)
-        return self._rows[allow]
+    def rows(self, allow: frozenset[str] = frozenset(), *, by_step: bool = False) -> list[Row]:
+        """One row per leaf, in the call order of the leaves; rows without a token to train are kept (their mask says why).
+
+        `by_step`: one row per step, in call order, with its whole prompt, of which nothing is trained.
+        """
+        key = allow & ALLOWABLE, by_step
+        if key not in self._rows:
+            self._rows[key] = self._divide(key[0]) if by_step else self._merge(key[0])
+        return self._rows[key]
+
+    def _divide(self, allow: frozenset[str]) -> list[Row]:
+        rows = [_merge_chain([node], self.retried, allow, set()) for node in self.nodes]
+        for row, node in zip(rows, self.nodes, strict=True):
+            holes = self.holes.get(node.step.step_id)
+            row.holes = None if holes is None else len(holes)
+        return rows
 
     def _merge(self, allow: frozenset[str]) -> list[Row]:
         trained: set[str] = set()

@@ -42,6 +42,8 @@ from streams.verdicts import ActiveRecipe, Discard, Emit, Hold, Nobody, Standing
 MAX_ROW_BYTES = 13 * 2**19
 MAX_METADATA_BYTES = 2**20
 """Together 7.5 MiB, with what else a sample holds less than a record may be."""
+MAX_STEP_ROWS_BYTES = 2**25
+"""Of a trajectory whose steps are its rows: with their prompts they grow with the square of its turns."""
 ORPHAN_WAIT = 60.0
 """Seconds of stream time that facts wait for the TrajectoryOpen or the step that opens their group."""
 
@@ -333,7 +335,12 @@ def _merge_rows(group: GroupState, recipe: Recipe, found: _Settled) -> None:
     if merged is None:
         found.reason = "context_lost"
         return
-    found.rows = [_without_steps(row, found.curation.vetoed_steps) for row in merged.rows(allowed(recipe))]
+    by_step = recipe.rows == "step"
+    if by_step and 9 * merged.step_tokens > MAX_STEP_ROWS_BYTES:
+        found.reason = "too_large"
+        return
+    rows = merged.rows(allowed(recipe), by_step=by_step)
+    found.rows = [_without_steps(row, found.curation.vetoed_steps) for row in rows]
     if not any(row.trained_tokens for row in found.rows):
         found.reason = "nothing_to_train"
     elif not group.metadata_fits(found.trajectory) or any(
@@ -390,7 +397,7 @@ def _filter(group: GroupState, recipe: Recipe, found: _Settled) -> None:
         found.trajectory,
         reward=found.reward,
         rewards=found.rewards,
-        chains=sum(row.trained_tokens > 0 for row in found.rows),
+        chains=_count_chains(merged, recipe, found),
         drift=merged.links.get("drift", 0),
         curation=found.curation,
         task_id=group.task_of(found.trajectory),
@@ -399,6 +406,15 @@ def _filter(group: GroupState, recipe: Recipe, found: _Settled) -> None:
     failing = first_failing(recipe.filters, "trajectory", values)
     if failing is not None:
         found.fate, found.reason = "discarded", failing.reason
+
+
+def _count_chains(merged: Merged, recipe: Recipe, found: _Settled) -> int:
+    """Chains with a token to train, also where rows are steps."""
+    rows = found.rows
+    if recipe.rows == "step":
+        vetoed = found.curation.vetoed_steps
+        rows = [_without_steps(row, vetoed) for row in merged.rows(allowed(recipe))]
+    return sum(row.trained_tokens > 0 for row in rows)
 
 
 def allowed(recipe: Recipe) -> frozenset[str]:

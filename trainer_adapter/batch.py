@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -21,6 +21,9 @@ from claw_r1.errors import UserError
 from claw_r1.events import BlobRef, ExpertsSpan, GroupReady, Sample, StepSpan, VersionSpan
 from trainer_adapter import advantages
 from trainer_adapter.credit import Course, Gae, estimate, list_courses, place_rewards, subtract_rollout
+
+if TYPE_CHECKING:
+    from trainer_adapter.shard import Balance, Shard
 
 Json = dict[str, Any]
 
@@ -250,6 +253,21 @@ class TrainingBatch:
         for row, values in zip(out, self.rows(column), strict=True):
             row[: len(values)] = values
         return out
+
+    def shard(
+        self, rank: int, world: int, balance: "Balance" = "tokens", *, keep_groups: bool | None = None
+    ) -> "Shard":
+        """This batch's rows for one of `world` data-parallel ranks; all ranks together have each row once.
+
+        Every rank gets equally many rows: where they do not come out even, padding rows of which nothing is trained, with the
+        weight 0. `balance` evens out `tokens`, or the `count` of rows. `keep_groups` keeps the rows of a group on one rank
+        (None: only those of dpo, whose pairs are learnt from together). The same call gives the same rows everywhere. Losses
+        that are normalised by the number of tokens or rows take those of the whole batch. Raises UserError for a rank or a
+        balance that is none.
+        """
+        from trainer_adapter.shard import take_shard  # it makes batches itself
+
+        return take_shard(self, rank, world, balance, keep_groups)
 
     @property
     def digest(self) -> str:

@@ -18,6 +18,7 @@ from claw_r1.recipes import Recipe
 from trainer_adapter.credit import name_annotations
 from trainer_adapter.decisions import LateDecision, list_futile
 from trainer_adapter.groups import HeldSample, Place, ReadyGroup, Remembered, TooLate
+from trainer_adapter.staleness import floor_of
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Selection:
 
     members: tuple[ReadyGroup, ...]
     excluded: tuple[tuple[ReadyGroup, str], ...]
+    floor: int | None = None
+    """Tokens of versions below are masked; None: none are."""
 
     @property
     def groups(self) -> tuple[ReadyGroup, ...]:
@@ -57,12 +60,15 @@ def reason_against(group: ReadyGroup, recipe: Recipe, trained: int | None) -> st
         return group.refused
     if group.fault is not None:
         return group.fault
-    if (lack := _lack(group.samples, recipe)) is not None:
+    staleness, floor = recipe.staleness, floor_of(recipe, trained)
+    left = [sample for sample in group.samples if sample.is_left(floor)]
+    if not left:
+        return "stale"
+    if (lack := _lack(left, recipe)) is not None:
         return lack
-    staleness = recipe.staleness
     if staleness.unknown == "drop" and any(sample.version_unknown for sample in group.samples):
         return "unknown_version"
-    if staleness.max_versions is not None and trained is not None:
+    if floor is None and staleness.max_versions is not None and trained is not None:
         oldest = min((s.oldest_version for s in group.samples if s.oldest_version is not None), default=trained)
         if trained - oldest > staleness.max_versions:
             return "stale"
@@ -95,21 +101,23 @@ def select(ready: Sequence[ReadyGroup], recipe: Recipe, trained: int | None) -> 
             continue
         members.append(group)
         if len(members) == recipe.batch.groups:
-            return Selection(tuple(members), tuple(excluded))
+            return Selection(tuple(members), tuple(excluded), floor_of(recipe, trained))
     return None
 
 
 def name_members(selection: Selection) -> tuple[CutMember, ...]:
-    return tuple(
-        CutMember(
-            group_id=group.marker.group_id,
-            run_id=group.marker.run_id,
-            offset=group.offset,
-            sample_ids=tuple(sample.sample_id for sample in group.samples),
-            left_out=group.left_out,
-            decisions=_name_decisions(group),
-        )
-        for group in selection.members
+    return tuple(_name_member(group, selection.floor) for group in selection.members)
+
+
+def _name_member(group: ReadyGroup, floor: int | None) -> CutMember:
+    names = tuple(sample.sample_id for sample in group.samples if sample.is_left(floor))
+    return CutMember(
+        group_id=group.marker.group_id,
+        run_id=group.marker.run_id,
+        offset=group.offset,
+        sample_ids=names,
+        left_out=tuple(name for name in group.emitted.sample_ids if name not in set(names)),
+        decisions=_name_decisions(group),
     )
 
 

@@ -47,6 +47,7 @@ class HeldSample:
     trained_tokens: int
     oldest_version: int | None
     """Of the trained tokens whose version is known."""
+    newest_version: int | None
     version_unknown: bool
     """Some trained token's version is not known."""
     too_large: bool
@@ -54,6 +55,11 @@ class HeldSample:
     annotations: frozenset[str]
     """Names of its arrays."""
     body: Sample | None
+
+    def is_left(self, floor: int | None) -> bool:
+        """Whether anything is left to train where tokens of versions below `floor` are masked (None: none are)."""
+        fresh = floor is None or (self.newest_version is not None and self.newest_version >= floor)
+        return fresh or self.version_unknown
 
 
 @dataclass(frozen=True)
@@ -364,18 +370,19 @@ def judge_sample(offset: int, sample: Sample, *, keep: bool = True) -> HeldSampl
     mask = unpack_mask(sample.loss_mask)
     trained = int(np.count_nonzero(mask))
     known = 0
-    oldest: int | None = None
+    versions: list[int] = []
     for span in sample.version_spans:
         inside = int(np.count_nonzero(mask[span.start : span.end]))
         if inside and span.version is not None:
             known += inside
-            oldest = span.version if oldest is None else min(oldest, span.version)
+            versions.append(span.version)
     return HeldSample(
         sample.sample_id,
         sample.trajectory_uid,
         offset,
         trained,
-        oldest,
+        min(versions, default=None),
+        max(versions, default=None),
         known < trained,
         bool(unpack_ids(sample.token_ids).max(initial=0) >= 2**31),
         sample.label,

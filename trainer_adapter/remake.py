@@ -16,6 +16,7 @@ from trainer_adapter.batch import TrainingBatch, build_columns
 from trainer_adapter.credit import gae_of
 from trainer_adapter.decisions import curate_group
 from trainer_adapter.groups import GroupKey
+from trainer_adapter.staleness import floor_of, mask_stale
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,18 @@ def list_missing(cut: BatchCut, parts: Parts) -> Iterator[str]:
 
 def remake_columns(cut: BatchCut, parts: Parts, recipe_of: Callable[[int], Recipe]) -> dict[str, Any]:
     """The columns of the cut's batch; nothing that it needs is missing. `recipe_of` gives a version of the recipe."""
+    recipe = recipe_of(cut.recipe_version)
+    floor = floor_of(recipe, cut.policy_version)
     pairs = []
     for member in cut.members:
         marker = parts.markers[member.run_id, member.group_id]
         if not member.decisions:
-            pairs.append((marker, [parts.samples[sample_id] for sample_id in member.sample_ids]))
+            pairs.append((marker, mask_stale([parts.samples[sample_id] for sample_id in member.sample_ids], floor)))
             continue
         later = [parts.decisions[named.fact_id] for named in member.decisions]
         samples = [parts.samples[sample_id] for sample_id in marker.sample_ids]
         curated = curate_group(marker, samples, later, recipe_of(marker.recipe_version))
-        pairs.append((curated.marker, list(curated.samples)))
-    recipe = recipe_of(cut.recipe_version)
+        pairs.append((curated.marker, mask_stale(curated.samples, floor)))
     return build_columns(pairs, recipe.algorithm, gae_of(recipe))
 
 

@@ -38,6 +38,7 @@ from trainer_adapter.pool import Pool
 from trainer_adapter.rebuild import why_it_differs
 from trainer_adapter.remake import Parts, head_of, list_missing, measure, name_samples, remake_columns
 from trainer_adapter.source import Source, Trimmed
+from trainer_adapter.staleness import mask_stale
 from trainer_adapter.stats import list_stats, read_stats
 
 log = logging.getLogger("claw.trainer")
@@ -332,7 +333,8 @@ class AsyncBatchStream:
         trained = self.policy_version
         fates = self._fates()
         bodies = await self._bodies(selection)
-        pairs = [(g.marker, [bodies[s.sample_id] for s in g.samples]) for g in selection.members]
+        floor = selection.floor
+        pairs = [(g.marker, mask_stale([bodies[s.sample_id] for s in g.samples], floor)) for g in selection.members]
         sequence = history.last_sequence + 1
         columns = build_columns(pairs, recipe.algorithm, gae_of(recipe))
         batch = TrainingBatch(

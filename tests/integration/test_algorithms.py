@@ -1,4 +1,4 @@
-"""From `claw recipes apply` to a batch in hand, on a real broker with real stream workers: ppo, dpo, kto and distill."""
+"""From `claw recipes apply` to a batch in hand, on a real broker with real stream workers: ppo, dpo, kto and distill, and rows of steps."""
 
 import asyncio
 import subprocess
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from claw_r1 import bus, topics
@@ -25,6 +26,7 @@ RECIPES = {
     "taught": "{name: taught, algorithm: distill, group: {size: 2}, batch: {groups: 1}}",
     "critic": "{name: critic, algorithm: ppo, group: {size: 2}, annotations: {required: [values]}, gamma: 0.5, lam: 0.0, "
     "batch: {groups: 1}}",
+    "turns": "{name: turns, rows: step, group: {size: 2}, batch: {groups: 1}}",
     "bare": "{name: bare, algorithm: ppo, group: {size: 2}, batch: {groups: 1}}",
 }
 
@@ -93,6 +95,12 @@ def test_every_algorithm_comes_from_its_recipe_to_its_batch(kafka: str, tmp_path
     assert critic.token_rewards[trained].tolist() == [0, 0.125, 0, 1.0, 0, 0, 0, 0]
     # gamma 0.5, lambda 0: r + 0.5 V' - V
     assert critic.advantages[trained].tolist() == [-0.375, 0.125, -0.375, 0.75, -0.375, 0.0, -0.375, -0.25]
+
+    turns = batches["turns"]
+    assert (turns.lengths.tolist(), turns.n_samples.tolist()) == ([5, 9, 5, 9], [2, 2, 2, 2])
+    assert [np.flatnonzero(row).tolist() for row in turns.rows(turns.loss_mask)] == [[3, 4], [7, 8]] * 2
+    assert turns.token_rewards[turns.loss_mask == 1].tolist() == critic.token_rewards[trained].tolist()
+    assert turns.loss_weight.tolist() == [0.5, 0.5, 0.5, 0.5]
 
     bare = batches["bare"]
     assert bare.token_rewards.tolist() == critic.token_rewards.tolist()

@@ -30,6 +30,7 @@ from claw_r1.events import (
     Sample,
     Step,
     StepSpan,
+    VersionSpan,
 )
 from claw_r1.ids import new_id
 from claw_r1.local.ports import find_port
@@ -257,6 +258,46 @@ def test_a_batch_is_made_again_byte_for_byte_whatever_was_said_since(told: Told)
         assert (
             rebuild_batch(batch.batch_id, clickhouse=told.pool.url, database=told.pool.database).digest == batch.digest
         )
+
+
+def test_old_tokens_are_masked_at_the_cut_and_when_the_batch_is_made_again(stack: Stack, tmp_path: Path) -> None:
+    pool = a_pool(stack, "stale")
+    staleness = {"max_versions": 1, "mode": "mask_tokens"}
+
+    async def body() -> tuple[list[TrainingBatch], str]:
+        async with an_adapter_stand(stack.kafka, batch={"groups": 1}, staleness=staleness) as stand:
+            recipe = RecipeSet(
+                fact_id="set",
+                run_id=stand.recipe.run_id,
+                at=1.0,
+                name=stand.recipe.name,
+                version=1,
+                recipe=stand.recipe,
+            )
+            await asyncio.to_thread(write, stand.kafka, [(topics.EVENTS, recipe)])
+            half_old = (VersionSpan(version=2, start=0, end=3), VersionSpan(version=3, start=3, end=4))
+            samples, marker = stand.group(2, version_spans=half_old)
+            old = samples[1].model_copy(update={"version_spans": (VersionSpan(version=1, start=0, end=4),)})
+            await stand.publish(stand.group(1), ([samples[0], old], marker))
+            async with AsyncBatchStream(stand.recipe.name, kafka=stand.kafka) as stream:
+                await (await stream.next(60)).commit(policy_version=4)
+                cut = await stream.next(60)
+            async with AsyncBatchStream(stand.recipe.name, kafka=stand.kafka) as stream:
+                again = await stream.next(60)
+            stored = {"cuts": 2, "groups": 2, "samples": 4, "recipes": 1}
+            counts = [f"SELECT count() FROM {table} FINAL WHERE run_id = '{cut.run_id}'" for table in stored]
+            await asyncio.to_thread(
+                wait_until, lambda: [pool.scalar(c) for c in counts] == [*stored.values()], what="the pool has it all"
+            )
+            return [cut, again], stand.recipe.name
+
+    with workers(a_sink(stack, tmp_path, pool.database)):
+        (cut, again), name = asyncio.run(body())
+    rebuilt = rebuild_batch(f"{name}/2", clickhouse=pool.url, database=pool.database)
+    for batch in (cut, again, rebuilt):
+        assert (batch.trajectory_uids, batch.loss_mask.tolist()) == (("g2-t0",), [0, 0, 0, 1])
+        assert batch.advantage.tolist() == pytest.approx([0.7071058])  # the masked trajectory is in the baseline
+        assert columns(batch) == columns(cut)
 
 
 def claw(*arguments: str) -> str:

@@ -91,6 +91,7 @@ def test_a_preset_fills_in_what_the_recipe_does_not_say() -> None:
         ({"review_deadline": -1}, "review_deadline"),
         ({"gamma": 0.9}, "gamma"),
         ({"rows": "step", "gamma": 1.5}, "gamma"),
+        ({"rows": "step", "gamma": 0.5}, "gamma"),
         ({"staleness": {"mode": "keep"}}, "staleness.mode"),
         ({"batch": {"order": "random"}}, "batch.order"),
         ({"batch": {"mix": {"by": "metadata.env", "weights": {"a": 0}}}}, "batch.mix.weights.a"),
@@ -109,8 +110,7 @@ def test_a_wrong_field_is_named(over: dict[str, Any], where: str) -> None:
     ("over", "where"),
     [
         ({"algorithm": "distill", "annotations": {"required": []}}, ["annotations.required"]),
-        ({"rows": "step"}, ["rows"]),
-        ({"staleness": {"mode": "mask_tokens"}}, ["staleness.mode"]),
+        ({"rows": "step", "staleness": {"mode": "mask_tokens"}}, []),
         ({"batch": {"tokens": 10, "mix": {"by": "task_id"}}}, ["batch.tokens", "batch.mix"]),
         *[({"algorithm": name}, []) for name in PRESETS],
         ({"review": "required", "allow": ["guided"], "group": {"stragglers": "extra_group"}}, []),

@@ -30,10 +30,7 @@ def written(folder: Path, text: str, name: str = "recipe.yaml") -> Path:
             "name: a\nalgorithm: distill\nannotations: {required: []}",
             "asks for what is not done yet: annotations.required: advantages of distill are made of teacher_log_probs",
         ),
-        (
-            "name: a\nstaleness: {mode: mask_tokens}",
-            "staleness.mode: the trainer adapter does not mask stale tokens yet",
-        ),
+        ("name: a\nbatch: {tokens: 10}", "batch.tokens: the trainer adapter does not count tokens yet"),
         ("- a", "it must hold fields"),
         ("{", "neither YAML nor JSON"),
     ],

@@ -68,6 +68,18 @@ def test_branches_train_a_shared_response_once() -> None:
     assert two.mask_reasons == {"shared": 2}
 
 
+def test_each_step_is_a_row_where_that_is_asked() -> None:
+    steps = [fact for fact in a_trajectory(steps=3) if isinstance(fact, Step)]
+    found = merge_steps(steps).rows(ANY_VERSION, by_step=True)
+    assert [ids(row) for row in found] == [
+        [1, 2, 3, 10, 11],
+        [1, 2, 3, 10, 11, 21, 22, 11, 12],
+        [1, 2, 3, 10, 11, 21, 22, 11, 12, 22, 23, 12, 13],
+    ]
+    assert [mask(row) for row in found] == [[0] * 3 + [1] * 2, [0] * 7 + [1] * 2, [0] * 11 + [1] * 2]
+    assert [[node.index for node in row.nodes] for row in found] == [[0], [1], [2]]
+
+
 def test_a_prompt_that_is_no_exact_extension_begins_a_new_chain() -> None:
     first = a_step((1, 2), (3, 4), step_index=0)
     drifted = a_step((1, 2, 3, 9, 5), (6,), step_index=1)
@@ -220,6 +232,25 @@ def test_every_sampled_token_is_trained_exactly_once_with_its_own_log_prob(calls
         if call.reason is None and call.response
     }
     assert {reason for reason, count in masked.items() if count} - {"shared"} <= {c.reason for c in calls}
+
+
+@settings(max_examples=100, deadline=None)
+@given(conversations)
+def test_rows_of_steps_train_what_merged_rows_train(calls: list[Call]) -> None:
+    merged = merge_steps([call.step for call in calls])
+
+    def trained(found: list[Row]) -> list[tuple[str, list[int], bytes]]:
+        return sorted(
+            (node.step.step_id, ids(row)[: node.end], bytes(row.log_probs[4 * node.start : 4 * node.end]))
+            for row in found
+            for node in row.nodes
+            if 1 in row.loss_mask[node.start : node.end]
+        )
+
+    by_step = merged.rows(ANY_VERSION, by_step=True)
+    assert trained(by_step) == trained(merged.rows(ANY_VERSION))
+    assert [len(row.loss_mask) for row in by_step] == [node.end for node in merged.nodes]
+    assert sum(row.mask_reasons["shared"] for row in by_step) == 0
 
 
 @settings(max_examples=100, deadline=None)

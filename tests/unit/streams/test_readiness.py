@@ -338,6 +338,28 @@ def test_a_sample_that_no_record_holds_is_discarded_and_stops_nobody() -> None:
     assert max(len(encode_body(event)) for event in play.events) < MAX_METADATA_BYTES
 
 
+def test_each_step_is_a_sample_where_rows_are_steps() -> None:
+    recipe = a_recipe(rows="step", group={"size": 2}, filters=[{"field": "chains", "op": "eq", "value": 1}])
+    play = Play(recipe).take(a_trajectory(T0, steps=2)).take(a_trajectory(T1, steps=1))
+    assert [(s.trajectory_uid, s.sample_index, s.n_samples, len(s.loss_mask)) for s in play.samples] == [
+        (T0, 0, 2, 5),
+        (T0, 1, 2, 9),
+        (T1, 0, 1, 5),
+    ]
+    assert [[(span.step_index, span.start, span.end) for span in s.spans] for s in play.samples] == [
+        [(0, 3, 5)],
+        [(1, 7, 9)],
+        [(0, 3, 5)],
+    ]
+
+
+def test_rows_of_too_many_long_steps_are_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.readiness.MAX_STEP_ROWS_BYTES", 9 * 20)
+    play = Play(a_recipe(rows="step", group={"size": 2, "min_size": 1}))
+    (ready,) = play.take(a_trajectory(T0, steps=2)).take(a_trajectory(T1, steps=3)).ready
+    assert [(m.trajectory_uid, m.reason) for m in ready.members] == [(T0, "complete"), (T1, "too_large")]
+
+
 # ---------------------------------------------------------------------------------------------------- what may be trained
 
 
