@@ -6,7 +6,7 @@ replay is compared by it. Nothing is padded here.
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ from trainer_adapter.credit import Course, Gae, estimate, list_courses, place_re
 
 if TYPE_CHECKING:
     from trainer_adapter.shard import Balance, Shard
+    from trainer_adapter.targets.layout import Side
+    from trainer_adapter.targets.torch import Layout
 
 Json = dict[str, Any]
 
@@ -268,6 +270,76 @@ class TrainingBatch:
         from trainer_adapter.shard import take_shard  # it makes batches itself
 
         return take_shard(self, rank, world, balance, keep_groups)
+
+    # ------------------------------------------------------------- trainers' formats: trainer_adapter/targets, docs/trainers.md
+
+    def to_torch(
+        self,
+        *,
+        pad_token_id: int | None = None,
+        layout: "Layout" = "padded",
+        side: "Side" = "right",
+        length: int | None = None,
+    ) -> Json:
+        """Tensors of all columns, [n, L] `padded` on a side or [T] `packed`: see `targets.torch.arrange`."""
+        from trainer_adapter.targets.torch import to_torch
+
+        return to_torch(self, pad_token_id=pad_token_id, layout=layout, side=side, length=length)
+
+    def to_verl(
+        self,
+        *,
+        pad_token_id: int,
+        prompt_length: int | None = None,
+        response_length: int | None = None,
+        multi_modal_inputs: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Json:
+        """The arguments of verl's `DataProto.from_dict`: see `targets.verl.arrange`."""
+        from trainer_adapter.targets.verl import to_verl
+
+        return to_verl(
+            self,
+            pad_token_id=pad_token_id,
+            prompt_length=prompt_length,
+            response_length=response_length,
+            multi_modal_inputs=multi_modal_inputs,
+        )
+
+    def to_trl(self, *, num_generations: int | None = None) -> dict[str, list[Any]]:
+        """What a `rollout_func` of TRL returns: see `targets.trl.to_trl`."""
+        from trainer_adapter.targets.trl import to_trl
+
+        return to_trl(self, num_generations=num_generations)
+
+    def to_slime(self) -> dict[str, list[Any]]:
+        """slime's training data: see `targets.slime.to_slime`."""
+        from trainer_adapter.targets.slime import to_slime
+
+        return to_slime(self)
+
+    def to_prime_rl(self, *, env_name: str, temperature: float) -> list[Json]:
+        """The arguments of prime-rl's `TrainingSample`s: see `targets.prime_rl.to_prime_rl`."""
+        from trainer_adapter.targets.prime_rl import to_prime_rl
+
+        return to_prime_rl(self, env_name=env_name, temperature=temperature)
+
+    def to_openrlhf(self, *, pad_token_id: int, length: int | None = None) -> Json:
+        """The arguments of OpenRLHF's `Experience`: see `targets.openrlhf.arrange`."""
+        from trainer_adapter.targets.openrlhf import to_openrlhf
+
+        return to_openrlhf(self, pad_token_id=pad_token_id, length=length)
+
+    def to_areal(self, *, pad_token_id: int, length: int | None = None) -> Json:
+        """AReaL's trajectory batch: see `targets.areal.arrange`."""
+        from trainer_adapter.targets.areal import to_areal
+
+        return to_areal(self, pad_token_id=pad_token_id, length=length)
+
+    def to_arrow(self) -> Any:
+        """A `pyarrow.Table`, a row for each sample: see `targets.arrow.to_arrow`."""
+        from trainer_adapter.targets.arrow import to_arrow
+
+        return to_arrow(self)
 
     @property
     def digest(self) -> str:

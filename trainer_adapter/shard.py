@@ -106,8 +106,12 @@ def _take(batch: TrainingBatch, rows: Rows, n_rows: int, rank: int, world: int) 
     def name(number: int) -> str:
         return f"padding-{rank}-{number}"
 
+    def always(value: Any) -> Callable[[int], Any]:
+        return lambda _: value
+
     names = {"sample_ids", "trajectory_uids", "prompt_uids"}
-    empty = {"spans": (), "version_spans": (), "reward_components": {}, "tags": (), "metadata": {}}
+    empty: dict[str, Any] = {"spans": (), "version_spans": (), "reward_components": {}, "tags": (), "metadata": {}}
+    empty |= dict.fromkeys(("task_ids", "labels", "quality"))
     group_index = _renumber(batch.group_index[rows])
     padded_groups = np.concatenate((group_index, np.full(n_padding, -1))).astype(np.int32)
     trajectories = _renumber(batch.trajectory_index[rows])
@@ -127,10 +131,9 @@ def _take(batch: TrainingBatch, rows: Rows, n_rows: int, rank: int, world: int) 
         "n_samples": numbers(batch.n_samples, padding=1),
         **{key: numbers(getattr(batch, key)) for key in ("reward", "loss_weight", "sample_index")},
         **{key: each(getattr(batch, key), name) for key in names},
-        **{key: each(getattr(batch, key), lambda _, value=value: value) for key, value in empty.items()},
-        **{key: each(getattr(batch, key), lambda _: None) for key in ("task_ids", "labels", "quality")},
+        **{key: each(getattr(batch, key), always(value)) for key, value in empty.items()},
         **{
-            key: each(getattr(batch, key), lambda _, key=key: getattr(batch, key)[shortest])
+            key: each(getattr(batch, key), always(getattr(batch, key)[shortest] if n_padding else None))
             for key in ("routed_experts", "multi_modal_data")
         },
     }

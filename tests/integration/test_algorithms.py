@@ -1,4 +1,4 @@
-"""From `claw recipes apply` to a batch in hand, on a real broker with real stream workers: ppo, dpo, kto and distill, and rows of steps."""
+"""From `claw recipes apply` to a batch in hand, on a real broker with real stream workers: every kind of columns and rows."""
 
 import asyncio
 import subprocess

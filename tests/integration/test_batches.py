@@ -276,8 +276,9 @@ def test_old_tokens_are_masked_at_the_cut_and_when_the_batch_is_made_again(stack
             )
             await asyncio.to_thread(write, stand.kafka, [(topics.EVENTS, recipe)])
             half_old = (VersionSpan(version=2, start=0, end=3), VersionSpan(version=3, start=3, end=4))
-            samples, marker = stand.group(2, version_spans=half_old)
+            samples, marker = stand.group(2, version_spans=half_old, recipe=stand.recipe.name)
             old = samples[1].model_copy(update={"version_spans": (VersionSpan(version=1, start=0, end=4),)})
+            marker = marker.model_copy(update={"recipe": stand.recipe.name})
             await stand.publish(stand.group(1), ([samples[0], old], marker))
             async with AsyncBatchStream(stand.recipe.name, kafka=stand.kafka) as stream:
                 await (await stream.next(60)).commit(policy_version=4)
