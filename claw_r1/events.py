@@ -481,7 +481,7 @@ class CutMember(_Part):
     """Of its GroupReady on the recipe's topic."""
     sample_ids: tuple[str, ...]
     left_out: tuple[str, ...] = ()
-    """Samples of the group that the batch does not get, since decisions took them out."""
+    """Samples of the group that the batch does not get, since decisions took them out or all their tokens are stale."""
     decisions: tuple[CutDecision, ...] = ()
 
 

@@ -48,11 +48,7 @@ def _mask(sample: Sample, floor: int) -> Sample:
     for span in sample.version_spans:
         if span.version is not None and span.version < floor:
             mask[span.start : span.end] = 0
-    masked = sample.loss_mask.count(1) - int(np.count_nonzero(mask))
-    if not masked:
+    if np.count_nonzero(mask) == sample.loss_mask.count(1):
         return sample
     log_probs = unpack_floats(sample.rollout_log_probs) * mask
-    reasons = sample.mask_reasons | {"stale": sample.mask_reasons.get("stale", 0) + masked}
-    return sample.model_copy(
-        update={"loss_mask": mask.tobytes(), "rollout_log_probs": pack_floats(log_probs), "mask_reasons": reasons}
-    )
+    return sample.model_copy(update={"loss_mask": mask.tobytes(), "rollout_log_probs": pack_floats(log_probs)})

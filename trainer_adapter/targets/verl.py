@@ -62,7 +62,7 @@ def arrange(
     `non_tensors`, each [n]: `uid` (the group; `_` is written `~`, since verl cuts names at `_`), `data_source` (the recipe),
     `__num_turns__` int32, `multi_modal_inputs`, `min_global_steps` and `max_global_steps` (versions of the trained tokens; None
     where they are not known), `extra_info` (identities, reward components, metadata, loss_weight). `meta_info`:
-    `reward_extra_keys`, `global_token_num`.
+    `reward_extra_keys`, empty.
 
     `multi_modal_inputs`: by row what the model's processor makes of the row's pictures. Raises UserError for a row that does
     not fit, and for pictures without these.
@@ -106,8 +106,7 @@ def arrange(
         "max_global_steps": _objects([None if span is None else span[1] for span in versions]),
         "extra_info": _objects([_describe(batch, row) for row in range(len(batch))]),
     }
-    meta_info = {"reward_extra_keys": [], "global_token_num": batch.lengths.tolist()}
-    return {"tensors": tensors, "non_tensors": non_tensors, "meta_info": meta_info}
+    return {"tensors": tensors, "non_tensors": non_tensors, "meta_info": {"reward_extra_keys": []}}
 
 
 def _describe(batch: TrainingBatch, row: int) -> dict[str, Any]:

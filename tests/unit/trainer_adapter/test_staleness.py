@@ -44,11 +44,10 @@ def test_the_oldest_version_that_is_trained(staleness: dict[str, Any], trained: 
     assert floor_of(a_recipe(staleness=staleness), trained) == floor
 
 
-def test_tokens_of_old_versions_are_masked_and_counted() -> None:
+def test_tokens_of_old_versions_are_masked() -> None:
     (masked,) = mask_stale([sampled(4, 5, None, 3, 6)], 5)
     assert list(masked.loss_mask) == [0, 1, 1, 0, 1]
     assert unpack_floats(masked.rollout_log_probs).tolist() == [0, -0.5, -0.5, 0, -0.5]
-    assert masked.mask_reasons == {"stale": 2}
 
 
 def test_a_sample_of_old_tokens_only_is_left_out_and_the_others_are_numbered_anew() -> None:

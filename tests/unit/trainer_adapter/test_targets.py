@@ -141,7 +141,7 @@ def test_verl() -> None:
     assert {name: str(array.dtype) for name, array in non_tensors.items() if array.dtype != object} == {
         "__num_turns__": "int32"
     }
-    assert out["meta_info"] == {"reward_extra_keys": [], "global_token_num": [7, 3]}
+    assert out["meta_info"] == {"reward_extra_keys": []}
 
 
 def test_trl() -> None:
