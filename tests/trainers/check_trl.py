@@ -1,8 +1,10 @@
-"""TRL's GRPOTrainer takes its rollouts from batches: its masks, log-probs and advantages are theirs, and it learns from them.
+"""TRL's GRPOTrainer takes its rollouts from a live stream: its masks, log-probs and advantages are those of the batches, it
+learns from them, and commits them.
 
-Run by the trainers' Python (test_trainers.py), with a folder for what TRL writes.
+Run by the trainers' Python (test_trainers.py), with a folder for what TRL writes and the broker's address.
 """
 
+import asyncio
 import math
 import sys
 from typing import Any
@@ -14,11 +16,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from tests.trainers.rollouts import CLOSE, END, PAD, WORDS, log_probs_of, make_batch, make_model
-from trainer_adapter.batch import TrainingBatch
+from claw_r1.events import BatchTrained
+from tests.integration.adapter_stand import an_adapter_stand
+from tests.trainers.rollouts import CLOSE, END, PAD, WORDS, log_probs_of, make_groups, make_model
+from trainer_adapter import Batch, BatchStream, TrainingBatch
 from trainer_adapter.targets.trl import claw_reward
 
 GENERATIONS = 4
+REWARDS = [(1.0, 0.0, 0.5, 0.5), (2.0, 1.0, 1.0, -1.0)]
 STEPS = 2
 
 
@@ -45,48 +50,39 @@ def check(model: Any, batch: TrainingBatch, taken: dict[str, Any]) -> None:
     assert np.allclose(taken["advantages"].numpy(), batch.advantage, atol=1e-3), "TRL adds 1e-4 to the deviation"
 
 
-def main() -> None:
-    model, first = make_model(), make_model()
-    batches = [make_batch(first, [(1.0, 0.0, 0.5, 0.5), (2.0, 1.0, 1.0, -1.0)], seed) for seed in range(STEPS)]
-    stream = iter(batches)
+async def play(kafka: str, model: Any, folder: str) -> None:
+    """Groups on a recipe's topic, a trainer that takes them, and what it left on the log."""
+    async with an_adapter_stand(kafka, group={"size": GENERATIONS}, batch={"groups": len(REWARDS)}) as stand:
+        for seed in range(STEPS):
+            await stand.publish(*make_groups(model, REWARDS, seed=seed, run_id=stand.recipe.run_id))
+        await asyncio.to_thread(learn, kafka, stand.recipe.name, model, folder)
+        trained = [event for event in await stand.history() if isinstance(event, BatchTrained)]
+        assert [(event.sequence, event.policy_version) for event in trained] == [(1, 1), (2, 2)]
 
-    def rollout(prompts: list[str], trainer: Any) -> dict[str, list[Any]]:
-        assert len(prompts) == len(batches[0])
-        return next(stream).to_trl(num_generations=GENERATIONS)
 
-    arguments = GRPOConfig(
-        output_dir=sys.argv[-1],
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        per_device_train_batch_size=8,
-        num_generations=GENERATIONS,
-        max_completion_length=64,
-        max_steps=STEPS,
-        learning_rate=1e-3,
-        beta=0.0,
-        report_to=[],
-        save_strategy="no",
-        logging_steps=1,
-        disable_tqdm=True,
-    )
-    trainer = GRPOTrainer(
-        model=model,
-        reward_funcs=claw_reward,
-        args=arguments,
-        train_dataset=Dataset.from_list([{"prompt": f"w{number}"} for number in range(2, 10)]),
-        processing_class=a_tokenizer(),
-        rollout_func=rollout,
-    )
-    taken: list[dict[str, Any]] = []
-    score = trainer._generate_and_score_completions
+def learn(kafka: str, recipe: str, first: Any, folder: str) -> None:
+    model = make_model()
+    batches: list[Batch] = []
+    with BatchStream(recipe, kafka=kafka) as stream:
 
-    def keep(inputs: Any) -> Any:
-        taken.append(score(inputs))
-        return taken[-1]
+        def rollout(prompts: list[str], trainer: Any) -> dict[str, list[Any]]:
+            if batches:
+                batches[-1].commit(policy_version=trainer.state.global_step)
+            batches.append(stream.next(60))
+            assert len(prompts) == len(batches[-1])
+            return batches[-1].to_trl(num_generations=GENERATIONS)
 
-    trainer._generate_and_score_completions = keep
-    trainer.train()
+        trainer = a_trainer(model, rollout, folder)
+        taken: list[dict[str, Any]] = []
+        score = trainer._generate_and_score_completions
+
+        def keep(inputs: Any) -> Any:
+            taken.append(score(inputs))
+            return taken[-1]
+
+        trainer._generate_and_score_completions = keep
+        trainer.train()
+        batches[-1].commit(policy_version=trainer.state.global_step)
     assert len(taken) == STEPS
     for batch, of_step in zip(batches, taken, strict=True):
         check(first, batch, of_step)
@@ -99,5 +95,32 @@ def main() -> None:
     assert moved > 0
 
 
+def a_trainer(model: Any, rollout: Any, folder: str) -> Any:
+    arguments = GRPOConfig(
+        output_dir=folder,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=GENERATIONS * len(REWARDS),
+        num_generations=GENERATIONS,
+        max_completion_length=64,
+        max_steps=STEPS,
+        learning_rate=1e-3,
+        beta=0.0,
+        report_to=[],
+        save_strategy="no",
+        logging_steps=1,
+        disable_tqdm=True,
+    )
+    return GRPOTrainer(
+        model=model,
+        reward_funcs=claw_reward,
+        args=arguments,
+        train_dataset=Dataset.from_list([{"prompt": f"w{number}"} for number in range(2, 10)]),
+        processing_class=a_tokenizer(),
+        rollout_func=rollout,
+    )
+
+
 if __name__ == "__main__":
-    main()
+    asyncio.run(play(sys.argv[-1], make_model(), sys.argv[-2]))

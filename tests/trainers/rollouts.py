@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from claw_r1.codec import pack_floats, pack_ids
-from claw_r1.events import StepSpan, VersionSpan
+from claw_r1.events import GroupReady, Sample, StepSpan, VersionSpan
 from tests.factories import a_ready_group
 from trainer_adapter.batch import TrainingBatch, build_columns
 
@@ -43,12 +43,21 @@ def log_probs_of(model: Any, ids: Any, **inputs: Any) -> Any:
     return torch.nn.functional.pad(found, (1, 0))
 
 
-def make_batch(model: Any, rewards: Sequence[Sequence[float]], seed: int = 0) -> TrainingBatch:
+def make_batch(model: Any, rewards: Sequence[Sequence[float]]) -> TrainingBatch:
+    """The batch of `make_groups`."""
+    head: dict[str, Any] = {"batch_id": "b", "recipe": "test", "recipe_version": 1, "run_id": "run", "sequence": 1}
+    columns = build_columns([(marker, samples) for samples, marker in make_groups(model, rewards)])
+    return TrainingBatch(**head, trained_version=4, **columns)
+
+
+def make_groups(
+    model: Any, rewards: Sequence[Sequence[float]], *, seed: int = 0, **over: Any
+) -> list[tuple[list[Sample], GroupReady]]:
     """A group for each list of rewards, a row of other lengths for each reward; sampled tokens have the model's log-probs."""
     draw = np.random.default_rng(seed)
-    pairs = []
+    groups = []
     for number, of_group in enumerate(rewards):
-        samples, marker = a_ready_group(f"group_{number}", tuple(of_group))
+        samples, marker = a_ready_group(f"group_{seed}_{number}", tuple(of_group), **over)
         rows = []
         for sample in samples:
             prompt, first, tool, second = draw.integers(2, 9, 4).tolist()
@@ -67,6 +76,5 @@ def make_batch(model: Any, rewards: Sequence[Sequence[float]], seed: int = 0) ->
                 "spans": tuple(steps),
             }
             rows.append(sample.model_copy(update=columns))
-        pairs.append((marker, rows))
-    head: dict[str, Any] = {"batch_id": "b", "recipe": "test", "recipe_version": 1, "run_id": "run", "sequence": 1}
-    return TrainingBatch(**head, trained_version=4, **build_columns(pairs))
+        groups.append((rows, marker))
+    return groups

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Stack
 from tests.environments import is_made
 from tests.trainers.install import cannot, place
 
@@ -28,13 +29,22 @@ ENVIRONMENT = {
 }
 
 
-@pytest.mark.parametrize("name", ["torch", "verl", "trl"])
-def test_a_trainer_takes_our_batches(name: str, tmp_path: Path) -> None:
+def run_check(name: str, *arguments: str, folder: Path) -> None:
     reason = cannot()
     if reason is not None:
         pytest.skip(reason)
     assert is_made(place()), f"{place()} is not there: run `make setup-ci`"
-    command = [str(place() / "bin" / "python"), "-c", START, str(ROOT), f"check_{name}", str(tmp_path)]
+    command = [str(place() / "bin" / "python"), "-c", START, str(ROOT), f"check_{name}", *arguments]
     env = os.environ | ENVIRONMENT
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=360, check=False)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=360, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("name", ["torch", "verl"])
+def test_a_trainer_takes_our_batches(name: str, tmp_path: Path) -> None:
+    run_check(name, folder=tmp_path)
+
+
+@pytest.mark.stack
+def test_trl_learns_from_a_live_stream(stack: Stack, tmp_path: Path) -> None:
+    run_check("trl", str(tmp_path), stack.kafka, folder=tmp_path)
