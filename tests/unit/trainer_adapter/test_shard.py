@@ -1,5 +1,6 @@
 """Data-parallel ranks have each row of a batch once, equally many rows, and the same numbers in them."""
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,12 @@ def test_a_padding_row_has_what_its_tokens_stand_for() -> None:
     picture = BlobRef(sha256="a" * 64, bytes=1, kind="image/png")
     batch = a_batch(a_pair(rewards=(1.0,), multi_modal_data=(picture,)))
     assert batch.shard(1, 2).multi_modal_data == ((picture,),)
+
+
+def test_a_shard_goes_to_another_process() -> None:
+    shard = a_batch(a_pair()).shard(1, 3)
+    again = pickle.loads(pickle.dumps(shard))
+    assert (again.digest, again.row_index.tolist(), again.n_padding) == (shard.digest, shard.row_index.tolist(), 0)
 
 
 def test_a_batch_of_nothing_has_shards_of_nothing() -> None:
