@@ -4,11 +4,11 @@ Pure. Every rank that has the whole batch computes the same parts without asking
 are padding rows: copies of the batch's shortest row that nothing is trained of, with the weight 0, in a group of their own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from claw_r1.errors import UserError
 from trainer_adapter.batch import Group, TrainingBatch
 
-T = TypeVar("T")
 Balance = Literal["tokens", "count"]
 Rows = NDArray[np.int64]
 
@@ -83,67 +82,99 @@ def take_shard(batch: TrainingBatch, rank: int, world: int, balance: Balance, ke
 
 
 def _take(batch: TrainingBatch, rows: Rows, n_rows: int, rank: int, world: int) -> Shard:
-    n_padding = n_rows - len(rows)
-    shortest = int(np.argmin(batch.lengths)) if len(batch) else 0
-    sources = [*rows.tolist(), *[shortest] * n_padding]
-    real = np.arange(n_rows) < len(rows)
-    offsets = np.concatenate(([0], np.cumsum(batch.lengths[sources]))).astype(np.int64)
-    trained = np.repeat(real, np.diff(offsets))
-
-    def tokens(column: NDArray[Any], masked: bool = True) -> NDArray[Any]:
-        views = batch.rows(column)
-        out = np.concatenate([views[row] for row in sources]) if sources else column[:0].copy()
-        if masked:
-            out[~trained] = 0
-        return _read_only(out)
-
-    def numbers(column: NDArray[Any], padding: int = 0) -> NDArray[Any]:
-        return _read_only(np.where(real, column[sources], padding).astype(column.dtype))
-
-    def each(values: Sequence[T], padding: Callable[[int], T]) -> tuple[T, ...]:
-        return (*(values[row] for row in rows), *(padding(number) for number in range(n_padding)))
-
-    def name(number: int) -> str:
-        return f"padding-{rank}-{number}"
-
-    def always(value: Any) -> Callable[[int], Any]:
-        return lambda _: value
-
-    names = {"sample_ids", "trajectory_uids", "prompt_uids"}
-    empty: dict[str, Any] = {"spans": (), "version_spans": (), "reward_components": {}, "tags": (), "metadata": {}}
-    empty |= dict.fromkeys(("task_ids", "labels", "quality"))
-    group_index = _renumber(batch.group_index[rows])
-    padded_groups = np.concatenate((group_index, np.full(n_padding, -1))).astype(np.int32)
-    trajectories = _renumber(batch.trajectory_index[rows])
-    further = np.arange(n_padding) + trajectories.max(initial=-1) + 1
+    part = _Part(batch, rows, n_rows - len(rows), rank)
     columns: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(TrainingBatch)}
-    columns |= {
-        "groups": tuple(_place_groups(batch.groups, batch.group_index[rows], group_index)),
-        "offsets": _read_only(offsets),
-        "token_ids": tokens(batch.token_ids, masked=False),
-        "loss_mask": tokens(batch.loss_mask),
-        "rollout_log_probs": tokens(batch.rollout_log_probs),
-        "token_advantages": None if batch.token_advantages is None else tokens(batch.token_advantages),
-        "annotations": {key: tokens(column) for key, column in batch.annotations.items()},
-        "trajectory_advantages": None if batch.trajectory_advantages is None else numbers(batch.trajectory_advantages),
-        "group_index": _read_only(padded_groups),
-        "trajectory_index": _read_only(np.concatenate((trajectories, further)).astype(np.int32)),
-        "n_samples": numbers(batch.n_samples, padding=1),
-        **{key: numbers(getattr(batch, key)) for key in ("reward", "loss_weight", "sample_index")},
-        **{key: each(getattr(batch, key), name) for key in names},
-        **{key: each(getattr(batch, key), always(value)) for key, value in empty.items()},
-        **{
-            key: each(getattr(batch, key), always(getattr(batch, key)[shortest] if n_padding else None))
-            for key in ("routed_experts", "multi_modal_data")
-        },
-    }
     return Shard(
-        **columns,
+        **columns | part.token_columns() | part.row_columns() | part.row_values(),
         rank=rank,
         world=world,
-        row_index=_read_only(np.concatenate((rows, np.full(n_padding, -1))).astype(np.int64)),
-        whole_token_rewards=tokens(batch.token_rewards),
+        row_index=_read_only(np.concatenate((rows, np.full(part.n_padding, -1))).astype(np.int64)),
+        whole_token_rewards=part.tokens(batch.token_rewards),
     )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of a batch with padding rows behind them."""
+
+    batch: TrainingBatch
+    rows: Rows
+    n_padding: int
+    rank: int
+
+    @cached_property
+    def sources(self) -> list[int]:
+        """The row of which each row is a copy."""
+        shortest = int(np.argmin(self.batch.lengths)) if len(self.batch) else 0
+        return [*self.rows.tolist(), *[shortest] * self.n_padding]
+
+    @cached_property
+    def is_real(self) -> NDArray[np.bool_]:
+        return np.arange(len(self.sources)) < len(self.rows)
+
+    def tokens(self, column: NDArray[Any], *, masked: bool = True) -> NDArray[Any]:
+        """Of a token column; 0 in padding rows if `masked`."""
+        views = self.batch.rows(column)
+        parts = [views[row] if real or not masked else np.zeros_like(views[row]) for row, real in self._pairs]
+        return _read_only(np.concatenate(parts) if parts else column[:0].copy())
+
+    @property
+    def _pairs(self) -> list[tuple[int, bool]]:
+        return list(zip(self.sources, self.is_real.tolist(), strict=True))
+
+    def token_columns(self) -> dict[str, Any]:
+        batch = self.batch
+        offsets = np.concatenate(([0], np.cumsum(batch.lengths[self.sources]))).astype(np.int64)
+        return {
+            "offsets": _read_only(offsets),
+            "token_ids": self.tokens(batch.token_ids, masked=False),
+            "loss_mask": self.tokens(batch.loss_mask),
+            "rollout_log_probs": self.tokens(batch.rollout_log_probs),
+            "token_advantages": None if batch.token_advantages is None else self.tokens(batch.token_advantages),
+            "annotations": {name: self.tokens(column) for name, column in batch.annotations.items()},
+        }
+
+    def row_columns(self) -> dict[str, Any]:
+        batch = self.batch
+        groups, trajectories = _renumber(batch.group_index[self.rows]), _renumber(batch.trajectory_index[self.rows])
+        further = np.arange(self.n_padding) + trajectories.max(initial=-1) + 1
+        by_trajectory = batch.trajectory_advantages
+        return {
+            "groups": tuple(_place_groups(batch.groups, batch.group_index[self.rows], groups)),
+            "group_index": _read_only(np.concatenate((groups, np.full(self.n_padding, -1))).astype(np.int32)),
+            "trajectory_index": _read_only(np.concatenate((trajectories, further)).astype(np.int32)),
+            "trajectory_advantages": None if by_trajectory is None else self._numbers(by_trajectory),
+            "n_samples": self._numbers(batch.n_samples, padding=1),
+            **{name: self._numbers(getattr(batch, name)) for name in ("reward", "loss_weight", "sample_index")},
+        }
+
+    def _numbers(self, column: NDArray[Any], padding: int = 0) -> NDArray[Any]:
+        return _read_only(np.where(self.is_real, column[self.sources], padding).astype(column.dtype))
+
+    def row_values(self) -> dict[str, Any]:
+        named = [f"padding-{self.rank}-{number}" for number in range(self.n_padding)]
+        kept = ("routed_experts", "multi_modal_data")  # what the copied tokens stand for
+        return {
+            **{name: self._each(name, named) for name in ("sample_ids", "trajectory_uids", "prompt_uids")},
+            **{name: self._each(name, [value] * self.n_padding) for name, value in _OF_PADDING.items()},
+            **{name: tuple(getattr(self.batch, name)[row] for row in self.sources) for name in kept},
+        }
+
+    def _each(self, name: str, padding: Sequence[Any]) -> tuple[Any, ...]:
+        values = getattr(self.batch, name)
+        return (*(values[row] for row in self.rows), *padding)
+
+
+_OF_PADDING: Final[dict[str, Any]] = {
+    "spans": (),
+    "version_spans": (),
+    "reward_components": {},
+    "tags": (),
+    "metadata": {},
+    "task_ids": None,
+    "labels": None,
+    "quality": None,
+}
 
 
 def _renumber(numbers: NDArray[np.int32]) -> NDArray[np.int64]:
