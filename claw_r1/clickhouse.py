@@ -19,7 +19,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, Error
 from claw_r1.errors import DependencyUnreachable, RetryableError, UserError
 
 RETRYABLE_CODES: Final = frozenset(
-    {159, 164, 198, 202, 209, 210, 236, 241, 242, 243, 252, 279, 285, 319, 394, 425, 439, 665, 745, 999}
+    {159, 198, 202, 209, 210, 236, 241, 242, 243, 252, 279, 285, 319, 394, 425, 439, 665, 745, 999}
 )
 """Server errors that pass: timeouts, overload, memory, too many parts, disk, replicas, Keeper."""
 

@@ -246,6 +246,7 @@ IMPORTS: Final = {
     "no_messages": "a span says no messages: the program did not record content",
     "no_reply": "the line, or the span, says no reply of the assistant",
     "not_json": "the line is not a JSON object",
+    "run_purged": "the fact is of a run that was purged, of which the pool takes nothing any more",
     "too_large": "a fact does not fit into one record",
     "undecodable": "the line is an exported fact that does not decode",
     "unencodable": "a value has no form in a record",

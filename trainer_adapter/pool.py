@@ -66,7 +66,8 @@ class Pool:
                 connection.sock.settimeout(self._timeout)
             except OSError as error:
                 raise DependencyUnreachable(
-                    f"no ClickHouse answers at {self._host}:{self._port} ({error}): start one with `claw up`, or say which"
+                    f"no ClickHouse answers at {self._host}:{self._port} ({error}): start one with `claw up`, or say "
+                    "which with clickhouse=URL"
                 ) from error
             try:
                 connection.request("POST", f"/?{urlencode(settings)}", sql.encode(), self._headers)

@@ -364,7 +364,7 @@ def _lines(story: Row) -> Iterator[str]:
             "cut": "applied by the cut",
             "emission": "in force when the group was emitted",
             "late": f"too late ({decision['late_reason']})",
-            None: "not in the cut",
+            None: "not in the cut: the recipe's next cut answers it",
         }[decision["bore"]]
         yield f"decision: {decision['action']}{value} on {about} by {decision['author']}, {how} ({decision['fact_id']})"
 

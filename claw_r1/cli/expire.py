@@ -66,7 +66,7 @@ def expire(
     try:
         age = TypeAdapter(Duration).validate_python(older)
     except ValidationError as error:
-        raise typer.BadParameter(error.errors()[0]["msg"], param_hint="--older") from error
+        raise typer.BadParameter(f"{older!r} is no time: write 12h or 30d", param_hint="--older") from error
     now = datetime.now(UTC)
     asked = {
         "run": run or "",

@@ -75,6 +75,8 @@ def import_logs(
     print(
         f"{report.lines} lines: {number} facts {what}, {report.steps} of them steps; {report.already} were there already"
     )
+    if report.skipped:
+        print(f"{report.skipped:>10}  passed over, since they are of no conversation")
     for reason, count in document["rejected"].items():
         print(f"{count:>10}  rejected  {reason}")
     if report.rejected:

@@ -68,6 +68,8 @@ def purge(
     check_id("--run", run)
     url, name = clickhouse_address(clickhouse), database_name(database)
     found, held = asyncio.run(_look(url, name, run, blobs))
+    if not found:
+        print(f"the pool has nothing of run {run}", file=sys.stderr)
     if not dry_run:
         if not yes:
             _confirm(run, found, held)

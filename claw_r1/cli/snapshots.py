@@ -20,7 +20,7 @@ from claw_r1.cli.decide import parse_condition
 from claw_r1.clickhouse import ClickHouse
 from claw_r1.datasets.containers import FORMATS
 from claw_r1.datasets.export import FACTS, FORM_NAMES, Order, export, moment_of, unfinished
-from claw_r1.datasets.pool import Places, Source, Told, ask_for, count, newest_moment
+from claw_r1.datasets.pool import Places, Source, Told, ask_for, count, newest_moment, refuse_nothing
 from claw_r1.datasets.selection import Selection
 from claw_r1.datasets.snapshots import Snapshot, Snapshots
 from claw_r1.rules import find_field
@@ -75,7 +75,7 @@ def read_selection(run: str, channel: str, where: list[str] | None, recipe: str 
         return Selection(run_id=None if sql else run, channel=channel, where=conditions, recipe=recipe, sql=sql)
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise typer.BadParameter(message, param_hint="--where") from error
+        raise typer.BadParameter(message) from error
 
 
 def read_time(text: str | None) -> int | None:
@@ -200,7 +200,7 @@ def export_snapshot(
     async def write(told: Told) -> dict[str, Any]:
         url, pool = clickhouse_address(clickhouse), database_name(database)
         async with await ClickHouse.connect(url, pool, timeout=QUERY_TIMEOUT) as client:
-            snapshot = await Snapshots(client).get(name)
+            snapshot = await Snapshots(client).get_whole(name)
             origin = {
                 "snapshot": snapshot.name,
                 "snapshot_id": snapshot.snapshot_id,
@@ -240,6 +240,7 @@ def export_selected(
             moment = moment_of(begun) if begun else await newest_moment(places, client, as_of=time, wait=wait)
             source = Source(await ask_for(client, selection), moment)
             total = await count(client, source)
+            refuse_nothing(total, selection)
             origin = {"selection": selection.document()}
             return await export(client, Order(to, form, container, source, total, origin), told)
 

@@ -68,8 +68,18 @@ _PARTS: Final[Mapping[str, str]] = {
         SELECT step_id, source, revision, value, components, self_reported FROM effective_rewards
         WHERE {_ONE} ORDER BY step_id, source""",
     "decisions": f"""
-        SELECT fact_id, action, value, step_id, undoes, author, reason, append_time FROM decisions FINAL
-        WHERE {_MINE} AND (trajectory_uid = {{uid:String}} OR trajectory_uid IS NULL) ORDER BY append_time, fact_id""",
+        SELECT d.fact_id AS fact_id, action, value, step_id, undoes, author, reason, append_time,
+            ifNull(l.late, []) AS late
+        FROM (
+            SELECT * FROM decisions FINAL
+            WHERE {_MINE} AND (trajectory_uid = {{uid:String}} OR trajectory_uid IS NULL)
+        ) AS d
+        LEFT JOIN (
+            SELECT fact_id, groupUniqArray((assumeNotNull(recipe), assumeNotNull(batch))) AS late FROM outcomes FINAL
+            WHERE {_MINE} AND outcome = 'late' AND fact_id IS NOT NULL AND recipe IS NOT NULL AND batch IS NOT NULL
+            GROUP BY fact_id
+        ) AS l ON d.fact_id = l.fact_id
+        ORDER BY append_time, fact_id""",
     "outcomes": f"""
         SELECT recipe, recipe_version, group_id, outcome, reason, append_time FROM outcomes FINAL
         WHERE {_ONE} AND fact_id IS NULL ORDER BY recipe, append_time""",
@@ -189,7 +199,8 @@ def _lines(story: Row) -> Iterator[str]:
         yield f"reward{at}: {reward['source']} = {reward['value']:g}"
     for decision in story["decisions"]:
         value = "" if decision["value"] is None else f" {decision['value']}"
-        yield f"decision: {decision['action']}{value} by {decision['author']} ({decision['fact_id']})"
+        late = "".join(f", too late for batch {recipe}/{number}" for recipe, number in sorted(decision["late"]))
+        yield f"decision: {decision['action']}{value} by {decision['author']}{late} ({decision['fact_id']})"
     for outcome in story["outcomes"]:
         recipe = "no recipe" if outcome["recipe"] is None else f"{outcome['recipe']} v{outcome['recipe_version']}"
         yield f"outcome: {outcome['outcome']} ({outcome['reason']}) under {recipe}"

@@ -19,6 +19,7 @@ from aiokafka.errors import KafkaError
 from claw_r1 import bus
 from claw_r1.clickhouse import ClickHouse
 from claw_r1.codec import Record, encode
+from claw_r1.datasets.export import FACTS, MANIFEST
 from claw_r1.datasets.lines import read_line
 from claw_r1.datasets.logs import Fault, Json, Naming, Parsed
 from claw_r1.datasets.openai_logs import read_openai
@@ -94,6 +95,11 @@ class Line:
 def list_files(path: Path) -> list[Path]:
     """The file, or the parts of an export's folder. Raises UserError if there is nothing to read."""
     if path.is_dir():
+        manifest = path / MANIFEST
+        if manifest.is_file() and (form := json.loads(manifest.read_text("utf-8"))["identity"]["form"]) != FACTS:
+            raise UserError(
+                f"{path} is an export of the form {form}, which does not say all: import one that `--form {FACTS}` made"
+            )
         found = sorted(path.glob("*.jsonl"))
         if not found:
             raise UserError(f"{path} holds no .jsonl file: an export of the form `facts` does")
@@ -203,6 +209,8 @@ class Import:
     producer: AIOKafkaProducer | None
     """None: nothing is written."""
     rejects: Rejects
+    purged: frozenset[str] = frozenset()
+    """Runs of which the pool takes nothing any more."""
     report: Report = field(default_factory=Report)
     ends: dict[str, TrajectoryEnd] = field(default_factory=dict)
     _batch: dict[FactName, tuple[GroupFact, Record]] = field(default_factory=dict)
@@ -241,6 +249,11 @@ class Import:
         name = (fact.run_id, fact.prompt_uid, fact.fact_id)
         if name in self._batch:
             self.report.repeated += 1
+            return
+        if fact.run_id in self.purged:
+            self._reject(
+                line, Fault("run_purged", f"run {fact.run_id} was purged: the pool takes nothing of it any more")
+            )
             return
         try:
             record = encode(fact, source=_SOURCE)
@@ -308,7 +321,8 @@ async def import_files(
     written = Rejects(rejects)
     try:
         async with await ClickHouse.connect(places.clickhouse, places.database, timeout=QUERY_TIMEOUT) as clickhouse:
-            work = Import(clickhouse, producer, written)
+            purges = await clickhouse.query("SELECT DISTINCT run_id FROM purges")
+            work = Import(clickhouse, producer, written, frozenset(str(run) for (run,) in purges.rows))
             last: Line | None = None
             for last in _documents(paths, kind):
                 await work.take(last, parse(last, kind, naming, now))

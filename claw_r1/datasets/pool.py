@@ -96,6 +96,15 @@ async def count(clickhouse: ClickHouse, source: Source) -> int:
     return int(found.rows[0][0])
 
 
+def refuse_nothing(total: int, selection: Selection) -> None:
+    """Raises UserError if a selection gives no trajectory."""
+    if total == 0:
+        of_run = "" if selection.run_id is None else f" of run {selection.run_id}, channel {selection.channel},"
+        raise UserError(
+            f"nothing is selected: no trajectory{of_run} that ended by then fits. `claw trajectories` lists those there are"
+        )
+
+
 async def read_groups(
     clickhouse: ClickHouse, source: Source, after: Member | None = None
 ) -> AsyncIterator[list[Rollout]]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from claw_r1.clickhouse import UNKNOWN_DATABASE, UNKNOWN_TABLE, ClickHouse, QueryRefused
 from claw_r1.datasets.moment import Moment
-from claw_r1.datasets.pool import Source, Told, ask_for, count, read_groups
+from claw_r1.datasets.pool import Source, Told, ask_for, count, read_groups, refuse_nothing
 from claw_r1.datasets.rollouts import Rollout
 from claw_r1.datasets.selection import KEYS, Selection
 from claw_r1.errors import UserError
@@ -113,6 +113,17 @@ class Snapshots:
             raise UserError(f"there is no snapshot {name}: `claw snapshots list` shows those there are")
         return found[0]
 
+    async def get_whole(self, name: str) -> Snapshot:
+        """Raises UserError if there is none of that name, or some of its members were purged."""
+        snapshot = await self.get(name)
+        gone = snapshot.trajectories - await count(self._clickhouse, snapshot.source)
+        if gone:
+            raise UserError(
+                f"{gone} of the {snapshot.trajectories} trajectories of snapshot {name} are of runs that were purged since: "
+                "the snapshot cannot be had again"
+            )
+        return snapshot
+
     async def create(
         self, name: str, selection: Selection, moment: Moment, *, author: str, now: datetime, told: Told
     ) -> Snapshot:
@@ -124,10 +135,7 @@ class Snapshots:
         await self._refuse_taken(name)
         source = Source(await ask_for(self._clickhouse, selection), moment)
         total = await count(self._clickhouse, source)
-        if total == 0:
-            raise UserError(
-                "nothing is selected: no trajectory that ended by then fits. `claw trajectories` lists those there are"
-            )
+        refuse_nothing(total, selection)
         told(0, total)
         made = new_id()
         try:

@@ -50,7 +50,9 @@ class Door:
         try:
             key = verify(password, self.secrets, now)
         except BadKey as error:
-            raise unauthenticated(f"{ANALYST}: {error}") from error
+            raise unauthenticated(
+                f"{ANALYST}: the password is no key that holds: `claw keys mint --scope analyst` makes one ({error})"
+            ) from error
         if key.scope not in ("analyst", "admin"):
             raise unauthenticated(f"{ANALYST}: the key's scope is {key.scope}: it must be analyst or admin")
         return Analyst(None if key.run_id is None else frozenset({key.run_id}))

@@ -9,21 +9,31 @@ from collections.abc import Mapping
 
 from claw_r1.local import analyst
 from claw_r1.local.callers import Analyst
-from claw_r1.local.engine import SETTING_NAME, Engine, Request
+from claw_r1.local.engine import SETTING_NAME, Engine, EngineError, Request
 from claw_r1.local.statement import Statement, StatementRefused, parse_statement
 
 _ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\0": "\\0", "\b": "\\b", "\f": "\\f"})
+READONLY = 164
+"""ClickHouse's number for what a connection that may only read must not do."""
 READING = {"readonly": "1", **analyst.LIMITS}
 
 
 def guard(engine: Engine, request: Request, who: Analyst, database: str) -> Request:
     """The request as it may run, on rows of the analyst's runs. Blocking. Raises StatementRefused or EngineError."""
     if request.statement.kind != "read" or request.data:
+        _ask(
+            engine, "SELECT formatQuery({statement:String})", {"statement": _escaped(request.statement.sql)}
+        )  # its syntax
         raise analyst.refuse("Only SELECT, SHOW TABLES and DESCRIBE TABLE are allowed")
     _check_around(request, database)
     text = _ask(engine, "SELECT formatQuery({statement:String})", {"statement": _escaped(request.statement.sql)})
     analyst.check_text(text, bound=who.runs is not None)
-    tree = _ask(engine, f"EXPLAIN AST {text}", request.parameters)
+    try:
+        tree = _ask(engine, f"EXPLAIN AST {text}", request.parameters)
+    except EngineError as error:
+        if error.code == READONLY:
+            raise analyst.refuse("SETTINGS are not allowed in a statement") from error
+        raise
     existing = _ask(engine, "SELECT name FROM system.tables WHERE database = {database:String}", {"database": database})
     analyst.judge(analyst.read_tree(tree), text, database=database, existing=frozenset(existing.splitlines()))
     settings = {**request.settings, **READING}

@@ -195,6 +195,12 @@ def test_a_purged_run_is_given_no_more(stack: Stack, stand: Stand, tmp_path: Pat
         stand.claw("snapshots", "export", "gone", "--to", str(tmp_path / "gone"))
     with pytest.raises(UserError, match="nothing is selected"):
         stand.claw("snapshots", "create", "gone-again", "--run", "gone")
+    stand.text("sql", "DELETE FROM snapshot_members WHERE run_id = 'gone'")  # as claw purge does
+    with pytest.raises(UserError, match="1 of the 1 trajectories of snapshot gone are of runs that were purged"):
+        stand.claw("snapshots", "export", "gone", "--to", str(tmp_path / "gone"))
+    chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
+    told = stand.claw("import", written(tmp_path / "late.jsonl", {"messages": chat}), "--run", "gone")
+    assert (told["written"], set(told["rejected"])) == (0, {"run_purged"})
 
 
 # -------------------------------------------------------------------------------------------------------------- exports
@@ -213,6 +219,8 @@ def test_facts_come_back_exactly(stand: Stand, tmp_path: Path) -> None:
         assert hashlib.sha256((tmp_path / "facts" / part["name"]).read_bytes()).hexdigest() == part["sha256"]
     with pytest.raises(UserError, match="is there already"):
         stand.claw("export", "--run", RUN, "--to", str(tmp_path / "facts"))
+    with pytest.raises(UserError, match="nothing is selected: no trajectory of run nosuch"):
+        stand.claw("export", "--run", "nosuch", "--to", str(tmp_path / "none"))
 
 
 def test_every_form_goes_into_every_format(stand: Stand, tmp_path: Path) -> None:
@@ -233,6 +241,8 @@ def test_every_form_goes_into_every_format(stand: Stand, tmp_path: Path) -> None
         assert state["_data_files"] == [{"filename": "part-00000.arrow"}]
         info = json.loads((tmp_path / f"{form}-hf" / "dataset_info.json").read_text())
         assert list(info["features"]) == table.column_names
+        with pytest.raises(UserError, match=f"an export of the form {form}"):
+            stand.claw("import", str(tmp_path / f"{form}-jsonl"))
 
 
 def test_the_rows_say_what_training_sees(stand: Stand, tmp_path: Path) -> None:
