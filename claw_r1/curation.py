@@ -9,7 +9,7 @@ import contextlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final, TypeGuard
+from typing import Final, TypeGuard, get_args
 
 from claw_r1.events import Decision
 
@@ -37,8 +37,23 @@ class Curation:
 
 
 NOTHING: Final = Curation()
+ACTIONS: Final[tuple[str, ...]] = get_args(Decision.model_fields["action"].annotation)
+WORDED: Final = ("relabel", "tag", "note")
+"""Actions whose value is a text."""
 NUMBERED: Final = ("override_reward", "quality")
 """Actions whose value is meant to be a number."""
+
+
+def why_unfit(action: str, value: str | float | None) -> str | None:
+    """Why an action cannot take a value; None if it can."""
+    if action in WORDED:
+        return None if isinstance(value, str) and value else f"{action} needs a text"
+    if action == "quality" and value is None:
+        return "quality needs a number"
+    if action in NUMBERED and value is not None:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return None if is_number else f"{value!r} is not a number"
+    return None if value is None else f"{action} takes no value"
 
 
 def read_value(action: str, text: str | None, is_number: bool | None) -> str | float | None:

@@ -30,6 +30,7 @@ ANNOTATIONS: Final[Scopes] = frozenset({"reward", "admin"})
 ENGINES: Final[Scopes] = frozenset({"rollout", "trainer", "admin"})
 WEIGHTS: Final[Scopes] = frozenset({"trainer", "admin"})
 NUMBERS: Final[Scopes] = frozenset({"analyst", "admin"})
+CURATION: Final[Scopes] = frozenset({"analyst", "admin"})
 DEMAND: Final[Scopes] = frozenset({"rollout", "trainer", "analyst", "admin"})
 WATCHERS: Final[Scopes] = frozenset({"trainer", "analyst", "admin"})
 ADMIN: Final[Scopes] = frozenset({"admin"})
@@ -56,6 +57,7 @@ ENTRY_POINTS: Final[Mapping[str, Scopes]] = {
     "POST /rewards": SCORES,
     "POST /annotations": ANNOTATIONS,
     "POST /feedback": SCORES,
+    "POST /decisions": CURATION,
     "POST /submit_steps": ROLLOUT,
     "POST /groups": ROLLOUT,
     "POST /groups/{prompt_uid}/cancel": ROLLOUT,

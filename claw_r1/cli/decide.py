@@ -1,11 +1,12 @@
 """`claw decide`: a person's word on a step, a trajectory or a group, or on all trajectories that conditions find."""
 
 import asyncio
+import contextlib
 import getpass
 import json
 import sys
 import time
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -15,16 +16,13 @@ from claw_r1 import bus
 from claw_r1.cli.address import clickhouse_address, database_name, kafka_address
 from claw_r1.clickhouse import ClickHouse
 from claw_r1.codec import encode
-from claw_r1.curation import NUMBERED
+from claw_r1.curation import ACTIONS, NUMBERED, why_unfit
 from claw_r1.dry_run import list_untold, matching_sql
 from claw_r1.events import Decision
 from claw_r1.ids import check_id, derived_id, new_id
 from claw_r1.recipes import Recipe
 from claw_r1.rules import Condition
 from claw_r1.topics import EVENTS
-
-ACTIONS = get_args(Decision.model_fields["action"].annotation)
-WORDED = ("relabel", "tag", "note")
 
 
 def decide(
@@ -88,21 +86,13 @@ def read_value(action: str, value: str | None) -> str | float | None:
     """The value as the action takes it. Raises BadParameter if it is none that it can take."""
     if action not in ACTIONS:
         raise typer.BadParameter(f"{action} is not one of {', '.join(ACTIONS)}", param_hint="ACTION")
-    if action in WORDED and not value:
-        raise typer.BadParameter(f"{action} needs a text", param_hint="--value")
-    if action == "quality" and value is None:
-        raise typer.BadParameter("quality needs a number", param_hint="--value")
-    if action not in (*WORDED, *NUMBERED) and value is not None:
-        raise typer.BadParameter(f"{action} takes no value", param_hint="--value")
+    said: str | float | None = value
     if action in NUMBERED and value is not None:
-        try:
-            number = float(value)
-        except ValueError:
-            number = float("nan")
-        if number - number != 0:  # infinite or none
-            raise typer.BadParameter(f"{value!r} is not a number", param_hint="--value")
-        return number
-    return value
+        with contextlib.suppress(ValueError):
+            said = float(value)
+    if (why := why_unfit(action, said)) is not None:
+        raise typer.BadParameter(why, param_hint="--value")
+    return said
 
 
 def read_condition(text: str) -> Condition:

@@ -78,6 +78,13 @@ class Submitted(msgspec.Struct, frozen=True):
     step_ids: list[str]
 
 
+class Decided(msgspec.Struct, frozen=True):
+    """The decisions that are recorded; by its id one can be undone."""
+
+    accepted: int
+    decision_ids: list[str]
+
+
 class VersionSpan(msgspec.Struct, frozen=True):
     """Tokens [start, end) of a response were sampled by the weights of this version."""
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from claw_r1.client.calls import (
     Call,
+    Decided,
     Done,
     Floats,
     Generated,
@@ -132,6 +133,29 @@ def feedback(
     place = given(response_id=response_id, trajectory_uid=trajectory_uid, step_id=step_id)
     said = given(value=value, label=label, text=text, author=author)
     return call("/feedback", {**place, **said, "source": source, "feedback_id": feedback_id or new_id()}, Done)
+
+
+def decide(
+    action: str,
+    *,
+    prompt_uid: str,
+    author: str,
+    trajectory_uid: str | None = None,
+    step_id: str | None = None,
+    run_id: str | None = None,
+    value: str | float | None = None,
+    undoes: str | None = None,
+    reason: str | None = None,
+    decision_id: str | None = None,
+) -> Call[Decided]:
+    """Decide about a group, a trajectory of it, or a step of that.
+
+    `action`: veto, keep, relabel, override_reward, tag, quality, note or undo.
+    """
+    place = given(trajectory_uid=trajectory_uid, step_id=step_id, run_id=run_id)
+    said = given(value=value, undoes=undoes, reason=reason)
+    named = {"prompt_uid": prompt_uid, "author": author, "decision_id": decision_id or new_id()}
+    return call("/decisions", {"action": action, **named, **place, **said}, Decided)
 
 
 def submit_steps(

@@ -72,6 +72,7 @@ class Client:
     reward = _deed(requests.reward)
     annotate = _deed(requests.annotate)
     feedback = _deed(requests.feedback)
+    decide = _deed(requests.decide)
     submit_steps = _deed(requests.submit_steps)
     generate = _deed(requests.generate)
     compute_reward = _deed(requests.compute_reward)

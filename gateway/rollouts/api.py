@@ -23,6 +23,8 @@ from gateway.rollouts.bodies import (
     CompleteNamed,
     CompletePrompt,
     CompleteTrajectory,
+    Decided,
+    DecisionBodies,
     FeedbackBody,
     GenerateBody,
     Generated,
@@ -166,6 +168,11 @@ def _judgements(rollouts: Rollouts) -> APIRouter:
     async def annotations(body: AnnotationBodies, key: Caller) -> Accepted:
         """One named array on a step's response tokens, or a list of them."""
         return await rollouts.annotate(body if isinstance(body, list) else [body], key)
+
+    @router.post("/decisions", summary="Decide about steps, trajectories or groups")
+    async def decisions(body: DecisionBodies, key: Caller) -> Decided:
+        """One decision or a list of them: they change what is trained until a batch has their group, and are late then."""
+        return await rollouts.decide(body if isinstance(body, list) else [body], key)
 
     @router.post("/feedback", summary="Say what an answer was worth")
     async def feedback(body: FeedbackBody, key: Caller) -> Accepted:

@@ -9,9 +9,20 @@ import binascii
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 
 from claw_r1.codec import pack_floats, pack_ids
+from claw_r1.curation import why_unfit
 from claw_r1.recipes import EndStatus
 
 Id = Annotated[
@@ -220,6 +231,46 @@ class FeedbackBody(Named):
     source: Id = "feedback"
     author: str | None = Field(None, min_length=1, max_length=256)
     feedback_id: Id | None = Field(None, description="the caller's name of this feedback: sent again, it counts once")
+
+
+class DecisionBody(_Body):
+    """What a person, or a rule, decides about a group, a trajectory or a step."""
+
+    run_id: Id | None = None
+    prompt_uid: Id
+    trajectory_uid: Id | None = Field(None, description="left out: the group")
+    step_id: Id | None = Field(None, description="of the trajectory; left out: all of it")
+    action: Literal["veto", "keep", "relabel", "override_reward", "tag", "quality", "note", "undo"]
+    value: Annotated[str, Field(max_length=16384)] | Score | None = Field(
+        None,
+        description="a number for override_reward (null: no reward) and quality, a text for relabel, tag and note",
+    )
+    undoes: Id | None = Field(None, description="with undo: the decision that becomes void")
+    author: str = Field(min_length=1, max_length=256)
+    reason: str | None = Field(None, max_length=1024)
+    decision_id: Id | None = Field(None, description="the caller's name of this decision: sent again, it counts once")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DecisionBody":
+        if self.step_id is not None and self.trajectory_uid is None:
+            raise ValueError("a step needs its trajectory_uid")
+        if (self.action == "undo") != (self.undoes is not None):
+            raise ValueError("undo takes the id of a decision in undoes, other actions take none")
+        if (why := why_unfit(self.action, self.value)) is not None:
+            raise ValueError(f"value: {why}")
+        return self
+
+
+DecisionBodies = Annotated[
+    Annotated[DecisionBody, Tag(OTHER)] | Annotated[list[DecisionBody], Tag(LIST)], Discriminator(_form)
+]
+
+
+class Decided(BaseModel):
+    """So many decisions are recorded; by its id one can be undone."""
+
+    accepted: int
+    decision_ids: list[str]
 
 
 class SubmittedSpan(_Body):

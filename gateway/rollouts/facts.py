@@ -14,6 +14,7 @@ from gateway.places import Session
 from gateway.rollouts.bodies import (
     AnnotationBody,
     CompleteTrajectory,
+    DecisionBody,
     FeedbackBody,
     GroupBody,
     RewardBody,
@@ -115,6 +116,23 @@ def annotation_of(body: AnnotationBody, session: Session, at: float) -> Annotati
         source=body.source,
         values=packed_floats(body.values),
         revision=body.revision,
+    )
+
+
+def decision_of(body: DecisionBody, decision_id: str, run_id: str, at: float) -> Decision:
+    """`decision_id` names the decision: the same one is the same fact."""
+    return Decision(
+        fact_id=derived_id("decision", decision_id, run_id, body.prompt_uid, body.trajectory_uid),
+        run_id=run_id,
+        prompt_uid=body.prompt_uid,
+        trajectory_uid=body.trajectory_uid,
+        step_id=body.step_id,
+        at=at,
+        action=body.action,
+        value=body.value,
+        undoes=body.undoes,
+        author=body.author,
+        reason=body.reason,
     )
 
 

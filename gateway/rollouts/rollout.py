@@ -20,6 +20,8 @@ from gateway.rollouts.bodies import (
     AnnotationBody,
     CancelBody,
     CompleteTrajectory,
+    Decided,
+    DecisionBody,
     FeedbackBody,
     Group,
     GroupBody,
@@ -33,6 +35,7 @@ from gateway.rollouts.bodies import (
 from gateway.rollouts.facts import (
     annotation_of,
     completion,
+    decision_of,
     feedback_of,
     group_cancel,
     group_open,
@@ -149,6 +152,15 @@ class Rollouts:
         )
         await self._recorder.publish(fact)
         return Accepted(accepted=1)
+
+    async def decide(self, bodies: list[DecisionBody], key: Key | None) -> Decided:
+        facts = [
+            decision_of(body, body.decision_id or new_id(), self._registrar.run_of(key, body.run_id), now())
+            for body in bodies
+        ]
+        if facts:
+            await self._recorder.publish(*facts)
+        return Decided(accepted=len(facts), decision_ids=[fact.fact_id for fact in facts])
 
     async def _origin(self, body: FeedbackBody, key: Key | None) -> tuple[Session, str | None]:
         """The step that feedback is about; without step_id and response_id, the trajectory."""

@@ -79,6 +79,7 @@ def _asked(rng: random.Random, talk: Conversation) -> tuple[str, Any, bool]:
         ("/rewards", [reward, reward | {"revision": 2}], False),
         ("/annotations", annotation, False),
         ("/feedback", named | {"label": "up", "text": talk.marker, "response_id": "chatcmpl-1"}, False),
+        ("/decisions", named | {"action": "tag", "value": talk.marker, "author": "ann"}, False),
         ("/submit_steps?channel=train", {"steps": [step, step | {"step_index": 1}]}, False),
         ("/groups", {"prompt_uid": prompt, "size": 4}, False),
         (f"/groups/{prompt}/cancel", {"reason": talk.marker}, False),

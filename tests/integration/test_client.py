@@ -59,6 +59,9 @@ def play(url: str, run: str, key: str | None) -> list[str]:
             t.reward(0.5)
             t.reward(1.0)
             client.feedback(trajectory_uid=t.trajectory_uid, step_id=steps[1], text="fine", author="ann")
+            client.decide(
+                "quality", value=0.5, prompt_uid=t.prompt_uid, trajectory_uid=t.trajectory_uid, run_id=run, author="ann"
+            )
         return steps
 
 
@@ -76,6 +79,9 @@ async def play_async(url: str, run: str, key: str | None) -> list[str]:
             await t.reward(0.5)
             await t.reward(1.0)
             await client.feedback(trajectory_uid=t.trajectory_uid, step_id=steps[1], text="fine", author="ann")
+            await client.decide(
+                "quality", value=0.5, prompt_uid=t.prompt_uid, trajectory_uid=t.trajectory_uid, run_id=run, author="ann"
+            )
         return steps
 
 

@@ -217,6 +217,11 @@ def test_annotations_groups_and_feedback(stack: Stack) -> None:
         assert await post(stand, "/feedback", said) == {"accepted": 1}
         await post(stand, "/feedback", {"trajectory_uid": uid, "step_id": step_id, "text": "odd", "feedback_id": "f"})
         await post(stand, "/feedback", {"trajectory_uid": uid, "step_id": step_id, "text": "odd", "feedback_id": "f"})
+        veto = {"prompt_uid": prompt, "trajectory_uid": uid, "action": "veto", "author": "ann", "decision_id": "d"}
+        decided = await post(stand, "/decisions", veto)
+        undo = {"prompt_uid": prompt, "action": "undo", "undoes": decided["decision_ids"][0], "author": "bob"}
+        both = await post(stand, "/decisions", [veto, undo])
+        assert both["decision_ids"][0] == decided["decision_ids"][0], "sent again, it is the same decision"
         assert await post(stand, f"/groups/{prompt}/cancel", {"reason": "no more"}) == {"status": "ok"}
         facts = await stand.facts(run)
         arrays = [fact for fact in facts if isinstance(fact, Annotation)]
@@ -227,7 +232,13 @@ def test_annotations_groups_and_feedback(stack: Stack) -> None:
         reward = only(facts, Reward)
         assert (reward.source, reward.value, reward.step_id, reward.trajectory_uid) == ("feedback", 1.0, step_id, uid)
         assert (reward.metadata["author"], reward.prompt_uid, reward.self_reported) == ("ann", prompt, False)
-        notes = [fact for fact in facts if isinstance(fact, Decision)]
+        notes = [fact for fact in facts if isinstance(fact, Decision) and fact.action == "note"]
+        curated = {fact.fact_id: fact for fact in facts if isinstance(fact, Decision) and fact.action != "note"}
+        assert [(d.action, d.author) for d in curated.values()] == [("veto", "ann"), ("undo", "bob")]
+        assert (curated[both["decision_ids"][1]].undoes, curated[both["decision_ids"][0]].trajectory_uid) == (
+            decided["decision_ids"][0],
+            uid,
+        )
         assert [(note.action, note.value) for note in notes] == [("note", "odd")] * 2
         assert notes[0].fact_id == notes[1].fact_id, "sent again, it is the same fact"
         assert only(facts, GroupCancel).reason == "no more"

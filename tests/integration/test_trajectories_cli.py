@@ -78,6 +78,7 @@ def test_one_trajectory_is_told_from_its_calls_to_its_batch(told: Pool) -> None:
     assert "user:       hello" in text
     assert "assistant:  world" in text
     assert "batch: told 1, 1 of its steps, trained to version 2" in text
+    assert "decision: quality 0.5 by ada, too late for batch told/1 (decision)" in text
     assert (
         "new_prompt_ids" not in json.loads(claw("show", "p1-t0", "--run", "told", "--json", *where(told)))["steps"][0]
     )

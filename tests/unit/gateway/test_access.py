@@ -133,7 +133,7 @@ def test_what_each_scope_may_do() -> None:
     assert may["admin"] == {entry for entry, scopes in ENTRY_POINTS.items() if scopes}
     scoring = {"POST /rewards", "POST /feedback", "POST /annotations"} & set(ENTRY_POINTS)
     assert may["reward"] == scoring | {"GET /openapi.json"}
-    assert not [entry for entry in may["analyst"] if not entry.startswith("GET ")]
+    assert [entry for entry in may["analyst"] if not entry.startswith("GET ")] == ["POST /decisions"]
     assert not [entry for entry in may["rollout"] if "/engines" in entry and not entry.startswith("GET ")]
 
 
