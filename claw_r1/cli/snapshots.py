@@ -42,7 +42,7 @@ Url = Annotated[
 ]
 Database = Annotated[str | None, typer.Option("--database", help="Database of the pool.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Run = Annotated[str, typer.Option("--run", help="The run.")]
+Run = Annotated[str | None, typer.Option("--run", help="The run (default: default); with --sql the SQL says it.")]
 Channel = Annotated[str, typer.Option("--channel", help="With conditions: the channel.")]
 Where = Annotated[
     list[str] | None,
@@ -64,15 +64,23 @@ Form = Annotated[str, typer.Option("--form", help="Rows: facts, steps, sft, pref
 Container = Annotated[str, typer.Option("--format", help="Files: jsonl, parquet, or hf (a folder for load_from_disk).")]
 
 
-def read_selection(run: str, channel: str, where: list[str] | None, recipe: str | None, sql: str | None) -> Selection:
+def read_selection(
+    run: str | None, channel: str, where: list[str] | None, recipe: str | None, sql: str | None
+) -> Selection:
     """The selection of a command's options. Raises BadParameter naming what is wrong."""
     conditions = tuple(parse_condition(text) for text in where or ())
     untold = [c.field for c in conditions if (field := find_field(c.field)) is not None and not field.in_pool]
     if untold:
         raise typer.BadParameter(f"the pool does not tell {', '.join(untold)}", param_hint="--where")
+    if sql is not None and run is not None:
+        raise typer.BadParameter(
+            "with --sql the SQL says the run: let it select where run_id = '…'", param_hint="--run"
+        )
     sql = None if sql is None else sql.strip().rstrip(";")
     try:
-        return Selection(run_id=None if sql else run, channel=channel, where=conditions, recipe=recipe, sql=sql)
+        return Selection(
+            run_id=None if sql else run or "default", channel=channel, where=conditions, recipe=recipe, sql=sql
+        )
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise typer.BadParameter(message) from error
@@ -110,7 +118,7 @@ def progress(doing: str, what: str) -> Iterator[Told]:
 @app.command()
 def create(
     name: Name,
-    run: Run = "default",
+    run: Run = None,
     channel: Channel = "train",
     where: Where = None,
     recipe: ByRecipe = None,
@@ -217,7 +225,7 @@ def export_selected(
     to: Annotated[Path, typer.Option("--to", help="Folder to make.")],
     form: Form = "facts",
     container: Container = "jsonl",
-    run: Run = "default",
+    run: Run = None,
     channel: Channel = "train",
     where: Where = None,
     recipe: ByRecipe = None,
