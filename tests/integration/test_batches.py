@@ -106,6 +106,7 @@ async def _tell(stack: Stack, pool: Pool) -> Told:
             waiting = asyncio.create_task(stream.next(120))  # it says of the decisions that they came too late
             await asyncio.to_thread(wait_until, lambda: _is_stored(pool, run), what="the pool has it all")
             waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
         cuts = [event for event in await stand.history() if isinstance(event, BatchCut)]
         steps = {f"g{n}-t{m}": step_of(stand, f"g{n}-t{m}") for n in range(1, 7) for m in (0, 1)}
         return Told(stack.kafka, pool, name, run, [first, second], cuts, steps, decided)
