@@ -159,9 +159,9 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
                 await self._step()
             with contextlib.suppress(RetryableError):  # promised by then, and stored by the next start
                 await self._settle()
-                await self._flush(
-                    {tp: partition for tp, partition in self._partitions.items() if partition.range.count}
-                )
+                # Of an inherited promise that was not read to its end the next owner stores the whole range.
+                whole = {tp: p for tp, p in self._partitions.items() if p.range.count and not p.inherited}
+                await self._flush(whole)
 
     async def _give_up(self) -> None:
         if self._flushing is not None:
@@ -187,14 +187,23 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
                 await self._resume(self._joined)
             for tp, records in (await self._poll()).items():
                 self._take(tp, records)
-            if self._flushing is None and (due := await self._list_due()):
-                alone = self._again or any(partition.promised for partition in due.values())
-                self._flushing = asyncio.create_task(self._flush(due))
-                if alone:
-                    await self._settle()
+            if self._flushing is None:
+                await self._begin_flush()
         except RetryableError as error:
             await self._wait_for_return(error)
         self._report_lag()
+
+    async def _begin_flush(self) -> None:
+        due = await self._list_due()
+        if not due:
+            self._again = False  # what failed is stored, or not ours any more
+            return
+        alone = self._again or any(partition.inherited for partition in due.values())
+        for partition in due.values():
+            partition.promise()  # before anything can fail: from here on the range does not grow
+        self._flushing = asyncio.create_task(self._flush(due))
+        if alone:
+            await self._settle()
 
     async def _settle(self) -> None:
         """Wait for the flush that runs, if there is one. Raises what it raises."""

@@ -109,13 +109,18 @@ class Partition:
         return self.last is not None
 
     @property
+    def inherited(self) -> bool:
+        """The promise is another owner's: its records are read again, and may not be whole yet."""
+        return self.last is not None and self.following is None
+
+    @property
     def pending(self) -> Buffer:
         """Where a record goes that is taken now."""
         return self.range if self.following is None else self.following
 
     def wants(self, offset: int) -> bool:
         """Whether the record is to be taken: not seen before, and not past a promised range that is read again."""
-        return offset >= self.next and (self.last is None or self.following is not None or offset <= self.last)
+        return offset >= self.next and (not self.inherited or offset <= (self.last or 0))
 
     def take(
         self, offset: int, size: int, now: float, rows: list[tuple[str, tuple[Any, ...]]], dead: Dead | None = None

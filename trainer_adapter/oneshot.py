@@ -183,7 +183,10 @@ def _load(pool: Pool, recipe: str, chunk: list[Row], moment: float) -> Iterator[
         decisions.setdefault(row["prompt_uid"], []).append(row)
     markers = {(row["group_id"], row["offset"]): row for row in pool.rows_of("groups", recipe, keys)}
     for row in chunk:
-        yield _Stored(markers[row["group_id"], row["offset"]], samples, decisions.get(row["prompt_uid"], ()))
+        marker = markers.get((row["group_id"], row["offset"]))
+        if marker is None:
+            raise UserError(f"group {row['group_id']} was removed from the pool meanwhile: build the batch again")
+        yield _Stored(marker, samples, decisions.get(row["prompt_uid"], ()))
 
 
 def _judge(group: _Stored, versions: Mapping[int, Recipe], picked: Picked, rule: Recipe) -> tuple[Pair, str | None]:

@@ -75,6 +75,8 @@ class Pool:
                 if answer.status != 200:
                     raise _refused(answer)
                 yield from read_rows(io.BufferedReader(answer, _BUFFER))
+                if answer.length:
+                    raise Truncated(f"{answer.length} bytes of the answer did not come")
             except (OSError, http.client.HTTPException, Truncated) as error:
                 raise RetryableError(f"ClickHouse at {self._host}:{self._port} went away: {error!r}") from error
 

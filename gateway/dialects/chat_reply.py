@@ -271,7 +271,7 @@ class ChatStream:
                 said = delta.content or delta.reasoning or delta.reasoning_content or delta.tool_calls
                 self._spoken = bool(said)
         choice = growing.choice
-        if chunk.finish_reason is not None:
+        if chunk.finish_reason:  # an empty one is none
             self._ended += choice.finish_reason is None
             choice.finish_reason = chunk.finish_reason
         if chunk.stop_reason is not None:
