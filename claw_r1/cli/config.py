@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from claw_r1.clickhouse import without_password
 from claw_r1.settings import OTHER_VARIABLES, PASSWORD_VARIABLE, PROCESSES, check_names
 
 
@@ -26,7 +27,10 @@ def config(
         values = model.read().model_dump(mode="json")
         for variable, field in model.variables().items():
             meaning = model.model_fields[field].description
-            rows[variable] = {"value": values[field], "set": variable in os.environ, "meaning": meaning}
+            value = values[field]
+            if isinstance(value, str) and "://" in value:
+                value = without_password(value)
+            rows[variable] = {"value": value, "set": variable in os.environ, "meaning": meaning}
     for variable, meaning in OTHER_VARIABLES.items():
         value = os.environ.get(variable)
         if variable == PASSWORD_VARIABLE and value:

@@ -37,7 +37,7 @@ HAVING max(closes) AND closed_at < toDateTime64({before:String}, 3, 'UTC')
 """
 _TABLES: Final = """
 SELECT name FROM system.tables
-WHERE database = {database:String} AND engine LIKE '%MergeTree' AND name != 'expired' AND name IN (
+WHERE database = {database:String} AND engine LIKE '%MergeTree' AND name NOT IN ('expired', 'snapshot_members') AND name IN (
     SELECT table FROM system.columns WHERE database = {database:String} AND name = 'prompt_uid'
 )
 ORDER BY name = 'outcomes', name

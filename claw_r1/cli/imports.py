@@ -53,7 +53,9 @@ def import_logs(
         check_id("run", run or "imported"), check_id("channel", channel), trajectory, prompt, task, reward,
         check_id("reward source", reward_source),
     )  # fmt: skip
-    left = rejects or path.with_name(path.name + ".rejects.jsonl")
+    left = rejects or path.resolve().with_name(path.resolve().name + ".rejects.jsonl")
+    if left.resolve() in {one.resolve() for one in paths}:
+        raise typer.BadParameter(f"{left} is what is imported", param_hint="--rejects")
     places = places_of(kafka, clickhouse, database)
     with progress("importing", "bytes") as told:
         report = asyncio.run(
@@ -75,6 +77,8 @@ def import_logs(
     print(
         f"{report.lines} lines: {number} facts {what}, {report.steps} of them steps; {report.already} were there already"
     )
+    if report.repeated:
+        print(f"{report.repeated:>10}  said by an earlier line too")
     if report.skipped:
         print(f"{report.skipped:>10}  passed over, since they are of no conversation")
     for reason, count in document["rejected"].items():

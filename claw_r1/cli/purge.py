@@ -14,11 +14,12 @@ from claw_r1.blobs import open_blobs
 from claw_r1.cli.address import clickhouse_address, database_name, kafka_address
 from claw_r1.clickhouse import ClickHouse
 from claw_r1.codec import encode
+from claw_r1.datasets.pool import Places, await_pool, event_partitions
 from claw_r1.errors import UserError
 from claw_r1.events import RunPurged
 from claw_r1.ids import check_id, derived_id, new_id
-from claw_r1.settings import Settings
-from claw_r1.topics import EVENTS
+from claw_r1.settings import Settings, SinksSettings
+from claw_r1.topics import EVENTS, OUTCOMES, TRAJECTORIES
 
 SETTLE: Final = 3.0
 """Seconds after which no sink inserts rows of a run that was purged before: it looks once a second, and flushes within one."""
@@ -120,6 +121,9 @@ async def _purge(
     facts = await _append(kafka, run, reason)
     async with await ClickHouse.connect(url, database, timeout=MUTATION_TIMEOUT) as client:
         await _wait_until_stored(client, facts, wait)
+        await _wait_for_flushes(kafka, url, database, wait)
+        if held:  # again, since another run may name one of them by now
+            held = [row[0] for row in (await client.query(_BLOBS, {"run": run})).rows]
         store = open_blobs(Settings.read().blobs) if held else None
         for sha256 in held:  # before the rows that name them: if this breaks off, the next purge finds them again
             if store is not None:
@@ -153,6 +157,12 @@ async def _append(kafka: str, run: str, reason: str | None) -> list[str]:
     finally:
         await bus.stop_producer(producer)
     return facts
+
+
+async def _wait_for_flushes(kafka: str, url: str, database: str, wait: float) -> None:
+    """Wait until what was on the log is stored: then no insert that began before the purge is on its way any more."""
+    places = Places(kafka, url, database, SinksSettings.read().group)
+    await await_pool(places, (EVENTS, OUTCOMES, TRAJECTORIES), await event_partitions(kafka), wait)
 
 
 async def _wait_until_stored(client: ClickHouse, facts: Sequence[str], wait: float) -> None:

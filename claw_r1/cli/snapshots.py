@@ -42,7 +42,9 @@ Url = Annotated[
 ]
 Database = Annotated[str | None, typer.Option("--database", help="Database of the pool.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Run = Annotated[str | None, typer.Option("--run", help="The run (default: default); with --sql the SQL says it.")]
+Run = Annotated[
+    str | None, typer.Option("--run", help="The run (default: default); with --sql, if its answer has no run_id.")
+]
 Channel = Annotated[str, typer.Option("--channel", help="With conditions: the channel.")]
 Where = Annotated[
     list[str] | None,
@@ -72,14 +74,10 @@ def read_selection(
     untold = [c.field for c in conditions if (field := find_field(c.field)) is not None and not field.in_pool]
     if untold:
         raise typer.BadParameter(f"the pool does not tell {', '.join(untold)}", param_hint="--where")
-    if sql is not None and run is not None:
-        raise typer.BadParameter(
-            "with --sql the SQL says the run: let it select where run_id = '…'", param_hint="--run"
-        )
     sql = None if sql is None else sql.strip().rstrip(";")
     try:
         return Selection(
-            run_id=None if sql else run or "default", channel=channel, where=conditions, recipe=recipe, sql=sql
+            run_id=run if sql else run or "default", channel=channel, where=conditions, recipe=recipe, sql=sql
         )
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
@@ -94,7 +92,7 @@ def read_time(text: str | None) -> int | None:
         time = datetime.fromisoformat(text)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is not a time: write 2026-01-31T12:00:00Z", param_hint="--as-of") from error
-    return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
+    return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def places_of(kafka: str | None, clickhouse: str | None, database: str | None) -> Places:

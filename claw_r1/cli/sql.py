@@ -11,7 +11,7 @@ import typer
 from claw_r1.cli.address import clickhouse_address, database_name
 from claw_r1.clickhouse import UNKNOWN_DATABASE, UNKNOWN_TABLE, ClickHouse, QueryRefused
 from claw_r1.errors import UserError
-from claw_r1.keys import Scope, Secrets, mint
+from claw_r1.keys import Scope, Secrets, is_loopback, mint
 from claw_r1.settings import Settings
 
 KEY_LIFETIME: Final = 600.0
@@ -63,6 +63,11 @@ def with_analyst(url: str, run: str | None, now: float) -> str:
     key = mint(secrets, scope=scope, now=now, lifetime=KEY_LIFETIME, run_id=run)
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
+    if not is_loopback(parts.hostname or ""):  # a real server has users of its own, and must not get a key of ours
+        raise UserError(
+            f"{host} is not on this machine: keys are of the local stack only. Name a user of that server in the URL; "
+            "`claw migrate --roles` makes the roles"
+        )
     return urlunsplit(parts._replace(netloc=f"analyst:{key}@{host}"))
 
 

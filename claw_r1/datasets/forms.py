@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import msgspec
 import numpy as np
 
 from claw_r1.codec import restore_prompt, unpack_floats, unpack_ids
@@ -184,18 +185,23 @@ def plain(messages: Sequence[Message]) -> list[Message] | None:
             if isinstance(message.get(name), str) and message[name]:
                 made[name] = message[name]
         if calls := message.get("tool_calls"):
+            if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+                return None
             made["tool_calls"] = [_tool_call(call) for call in calls]
         found.append(made)
     return found
 
 
 def _tool_call(call: Mapping[str, Any]) -> Row:
-    function = call.get("function") or {}
-    return {
-        "id": call.get("id"),
-        "type": "function",
-        "function": {"name": function.get("name"), "arguments": function.get("arguments")},
-    }
+    given = call.get("function")
+    function = given if isinstance(given, dict) else {}
+    named = {name: _as_text(function.get(name)) for name in ("name", "arguments")}
+    return {"id": _as_text(call.get("id")), "type": "function", "function": named}
+
+
+def _as_text(value: Any) -> str | None:
+    """Foreign logs have objects where OpenAI's API has JSON in a text."""
+    return value if isinstance(value, str | None) else msgspec.json.encode(value).decode()
 
 
 def _usable(rollout: Rollout, left: LeftOut) -> list[Call]:

@@ -95,11 +95,8 @@ class Line:
 def list_files(path: Path) -> list[Path]:
     """The file, or the parts of an export's folder. Raises UserError if there is nothing to read."""
     if path.is_dir():
-        manifest = path / MANIFEST
-        if manifest.is_file() and (form := json.loads(manifest.read_text("utf-8"))["identity"]["form"]) != FACTS:
-            raise UserError(
-                f"{path} is an export of the form {form}, which does not say all: import one that `--form {FACTS}` made"
-            )
+        if (path / MANIFEST).is_file():
+            return _list_parts(path)
         found = sorted(path.glob("*.jsonl"))
         if not found:
             raise UserError(f"{path} holds no .jsonl file: an export of the form `facts` does")
@@ -107,6 +104,25 @@ def list_files(path: Path) -> list[Path]:
     if not path.is_file():
         raise UserError(f"{path} is no file: say which to import")
     return [path]
+
+
+def _list_parts(folder: Path) -> list[Path]:
+    """The parts that an export's manifest names. Raises UserError if it is none of facts, or a part is not there whole."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        form, parts = manifest["identity"]["form"], [(part["name"], part["bytes"]) for part in manifest["parts"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / MANIFEST} is no manifest of an export: import its files one by one") from error
+    if form != FACTS:
+        raise UserError(
+            f"{folder} is an export of the form {form}, which does not say all: import one that `--form {FACTS}` made"
+        )
+    if folder.suffix == ".partial":
+        raise UserError(f"{folder} is an export that was not finished: finish it with the same command")
+    for name, size in parts:
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+            raise UserError(f"{folder / name} is not there whole, as the manifest says: copy the export again")
+    return [folder / name for name, _ in parts]
 
 
 def read_lines(paths: Sequence[Path]) -> Iterator[Line]:
@@ -147,10 +163,10 @@ def find_kind(paths: Sequence[Path]) -> Kind:
             continue
         if "specversion" in document:
             return "claw"
-        if "resourceSpans" in document or "traceId" in document or "context" in document:
-            return "otel"
         if "messages" in document or {"request", "response"} <= document.keys():
             return "openai"
+        if "resourceSpans" in document or "traceId" in document or isinstance(document.get("context"), dict):
+            return "otel"
     raise UserError(f"{paths[0]} looks like nothing that is known: say --kind {', '.join(KINDS)}")
 
 

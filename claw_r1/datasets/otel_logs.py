@@ -67,6 +67,10 @@ def read_otel(document: Json, naming: Naming, now: float) -> Parsed:
         except InvalidRecord as error:
             parsed.faults.append(Fault(error.reason, str(error)))
             continue
+        # A form that nobody thought of costs its span alone.
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+            parsed.faults.append(Fault("unreadable", f"{type(error).__name__}: {error}"))
+            continue
         parsed.facts += facts.facts
         parsed.ends += facts.ends
     return parsed

@@ -19,7 +19,7 @@ from claw_r1.topics import EVENTS, OUTCOMES, TRAJECTORIES
 from streams.backfill.pool import FactPool
 from streams.backfill.rounds import Logged
 from streams.backfill.run import Places as Places
-from streams.backfill.run import await_pool
+from streams.backfill.run import await_pool as await_pool
 
 PAGE: Final = 10_000
 """Keys that are held."""
@@ -81,11 +81,15 @@ async def ask_for(clickhouse: ClickHouse, selection: Selection) -> str:
     if selection.sql is None:
         return selection.question()
     try:
-        columns = [row[0] for row in (await clickhouse.query(f"DESCRIBE (SELECT * FROM ({selection.sql}))")).rows]
+        columns = [row[0] for row in (await clickhouse.query(f"DESCRIBE (SELECT * FROM ({selection.sql}\n))")).rows]
     except QueryRefused as error:
         raise UserError(f"the SQL cannot be asked: {error}") from error
     if not set(IDS) & set(columns):
         raise UserError(f"the SQL gives {', '.join(columns)}: let one column be {', or '.join(IDS)}")
+    if "run_id" not in columns and selection.run_id is None:
+        raise UserError(
+            "runs may have prompts and trajectories of the same names: let one column be run_id, or say --run"
+        )
     return selection.question(columns)
 
 

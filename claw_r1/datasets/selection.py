@@ -32,7 +32,7 @@ class Selection(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     run_id: str | None = None
-    """Without SQL: the run."""
+    """The run; None: that of the SQL's answer."""
     channel: str = "train"
     where: tuple[Condition, ...] = ()
     recipe: str | None = Field(None, min_length=1)
@@ -55,7 +55,8 @@ class Selection(BaseModel):
         """A SELECT of KEYS, in any order; `columns`: what the person's SQL gives, of which one must be of IDS."""
         if self.sql is not None:
             given = [name for name in (*IDS, "run_id") if name in columns]
-            return _among(given, f"SELECT {', '.join(given)} FROM ({self.sql})")
+            mine = _among(given, f"SELECT {', '.join(given)} FROM ({self.sql}\n)")
+            return mine if self.run_id is None else f"{mine} AND run_id = {sql_literal(self.run_id)}"
         assert self.run_id is not None
         run = sql_literal(self.run_id)
         if self.recipe is not None:

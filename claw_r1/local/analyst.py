@@ -188,7 +188,9 @@ class _Relations:
         listed = TABLES | VIEWS
         if name in READABLE or name in listed or name in {f"{self.database}.{table}" for table in listed}:
             return
-        if name in self.ctes and name not in self.existing:
+        if (
+            "." not in name and name in self.ctes and name not in self.existing
+        ):  # with a dot it is a table to the engine
             return
         raise refuse(f"{name[:80]} is no table or view of the pool {self.database}: SHOW TABLES lists what there is")
 

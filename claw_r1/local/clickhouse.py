@@ -12,6 +12,7 @@ Invariants:
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from email.parser import BytesParser
@@ -32,7 +33,7 @@ from claw_r1.errors import WrongUse
 from claw_r1.health import answer as health_answer
 from claw_r1.health import respond
 from claw_r1.keys import Secrets, is_loopback
-from claw_r1.local.callers import Analyst, Door
+from claw_r1.local.callers import Door
 from claw_r1.local.codings import BodyTooLarge, CodingError, UnknownCoding, choose_coding, decode_body, encoder
 from claw_r1.local.engine import Answer, Engine, EngineError, Request
 from claw_r1.local.guarding import guard
@@ -53,6 +54,8 @@ WORKERS = 32
 MAX_WAITING = 128
 # Of analysts, at once: they leave workers to the sink.
 MAX_ANALYSING = 8
+ANALYST_SECONDS = 300.0
+"""For one statement of an analyst, until its answer is read."""
 MAX_BODY = 512 * 1024 * 1024
 # A body that goes on with the URL's INSERT rather than being its data.
 MORE_SQL = re.compile(rb"\s*(SELECT|WITH|VALUES|FORMAT|SETTINGS)\b", re.IGNORECASE)
@@ -224,6 +227,18 @@ class Front:
     async def _answer(
         self, method: str, parameters: dict[str, str], headers: Mapping[str, str], receive: Receive, send: Send
     ) -> None:
+        async with contextlib.AsyncExitStack() as until_sent:
+            await self._answer_call(method, parameters, headers, receive, send, until_sent)
+
+    async def _answer_call(
+        self,
+        method: str,
+        parameters: dict[str, str],
+        headers: Mapping[str, str],
+        receive: Receive,
+        send: Send,
+        until_sent: contextlib.AsyncExitStack,
+    ) -> None:
         started, kind = time.perf_counter(), "unread"
         call = Call(method, parameters, headers, b"")
         query_id = call.query_id
@@ -234,7 +249,10 @@ class Front:
             analyst = self._door.identify(call.parameters, headers, time.time())
             request = to_request(call)
             kind = request.statement.kind
-            answer = await (self._run(request) if analyst is None else self._run_guarded(request, analyst))
+            if analyst is not None:
+                await until_sent.enter_async_context(self._one_of_analysts())
+                request = await self._in_thread(guard, self._engine, request, analyst, self._database)
+            answer = await self._run(request)
         except (EngineError, StatementRefused, BodyTooLarge, CodingError, UnknownCoding, UnicodeDecodeError) as error:
             code, status, text = self._explain(error)
             CLICKHOUSE_QUERIES.labels(kind, str(status)).inc()
@@ -271,13 +289,18 @@ class Front:
         finally:
             self._running -= 1
 
-    async def _run_guarded(self, request: Request, analyst: Analyst) -> Answer:
+    @contextlib.asynccontextmanager
+    async def _one_of_analysts(self) -> AsyncIterator[None]:
+        """One of few, to the last byte of the answer, which must be read within ANALYST_SECONDS."""
         if self._analysing >= MAX_ANALYSING:
             text = f"Too many simultaneous queries of analysts. Maximum: {MAX_ANALYSING}"
             raise StatementRefused(202, "TOO_MANY_SIMULTANEOUS_QUERIES", text)
         self._analysing += 1
         try:
-            return await self._run(await self._in_thread(guard, self._engine, request, analyst, self._database))
+            async with asyncio.timeout(ANALYST_SECONDS):
+                yield
+        except TimeoutError:  # the answer has no end, and its connection is closed
+            log.warning("an analyst's answer was not read in time", extra={"seconds": ANALYST_SECONDS})
         finally:
             self._analysing -= 1
 

@@ -45,7 +45,9 @@ def guard(engine: Engine, request: Request, who: Analyst, database: str) -> Requ
                 {f"{database}.{table}": f"run_id IN ({runs})" for table in analyst.TABLES}
             ),
         }
-    return dataclasses.replace(request, statement=parse_statement(text.encode()), settings=settings, database=database)
+    return dataclasses.replace(
+        request, statement=parse_statement(text.encode()), settings=settings, database=database, whole=True
+    )
 
 
 def _check_around(request: Request, database: str) -> None:

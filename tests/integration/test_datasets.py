@@ -172,9 +172,13 @@ def test_trajectories_are_selected_by_conditions_recipes_and_sql(stand: Stand) -
     assert members("by-where", "--run", RUN, "--where", "reward ge 0.5", "--where", "tags has odd") == ["p2-t0"]
     assert members("by-group", "--run", RUN, "--where", "reward_max lt 1") == ["p2-t0", "p2-t1"]
     sql = f"SELECT DISTINCT group_id FROM trajectories WHERE run_id = '{RUN}' AND prompt_uid = 'p1'"
-    assert members("by-sql", "--sql", sql) == ["p1-t0", "p1-t1"]
+    assert members("by-sql", "--sql", sql, "--run", RUN) == ["p1-t0", "p1-t1"]
     with pytest.raises(UserError, match="nothing is selected"):
         stand.claw("snapshots", "create", "nothing", "--run", RUN, "--recipe", "none")
+    with pytest.raises(UserError, match="let one column be run_id, or say --run"):
+        stand.claw("snapshots", "create", "nothing", "--sql", sql)
+    both = sql.replace("group_id", "run_id, group_id") + " -- all of it"
+    assert members("by-both", "--sql", both) == ["p1-t0", "p1-t1"]
     with pytest.raises(UserError, match="let one column be trajectory_uid"):
         stand.claw("snapshots", "create", "nothing", "--sql", "SELECT 1 AS one")
     with pytest.raises(UserError, match="the SQL cannot be asked"):
