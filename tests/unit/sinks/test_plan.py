@@ -60,32 +60,56 @@ def test_crashes_lose_nothing_and_double_nothing(data: st.DataObject, offsets: l
     world = World(offsets)
     for _life in range(data.draw(st.integers(0, 12))):
         crash = data.draw(st.sampled_from([*STEPS, "never"]))
-        live(world, crash, data.draw(st.integers(1, 7)), rounds=3, beside=data.draw(st.integers(0, 4)))
+        rounds, beside, stops = data.draw(st.integers(1, 3)), data.draw(st.integers(0, 4)), data.draw(st.booleans())
+        live(world, crash, data.draw(st.integers(1, 7)), rounds, beside, stops=stops)
     live(world, "never", 5, rounds=200)
     assert sorted(world.pool["steps"] + world.pool["rewards"]) == offsets
     assert (world.committed.offset if world.committed else 0) == world.end
 
 
-def live(world: World, crash: str, most: int, rounds: int, beside: int = 0) -> None:
-    """One owner of the partition, which dies before the named step of a flush and reads `beside` records after each step."""
+def live(world: World, crash: str, most: int, rounds: int, beside: int = 0, *, stops: bool = False) -> None:
+    """One owner of the partition, which dies before the named step of a flush and reads `beside` records after each step.
+
+    `stops`: after so many rounds it is told to end, and stores what it has, as the sink does.
+    """
     partition = world.resume()
     for _round in range(rounds):
         reached = feed(world, partition, most)
         if not partition.due(10.0, LIMITS, reached):
             if reached == world.end:
-                return
+                break
             continue
-        for step in STEPS:
-            if step == crash:
-                return
-            if step == "promise":
-                world.committed = partition.promise()
-            elif step == "stored":
-                world.committed = partition.stored()
-            else:
-                world.insert(step.removeprefix("insert "), partition)
-            if partition.following is not None:
-                feed(world, partition, beside)
+        if not flush(world, partition, crash, beside):
+            return
+    if stops and partition.range.count and not partition.inherited:
+        flush(world, partition, crash, 0)
+
+
+def flush(world: World, partition: Partition, crash: str, beside: int) -> bool:
+    """Whether it came to its end."""
+    for step in STEPS:
+        if step == crash:
+            return False
+        if step == "promise":
+            world.committed = partition.promise()
+        elif step == "stored":
+            world.committed = partition.stored()
+        else:
+            world.insert(step.removeprefix("insert "), partition)
+        if partition.following is not None:
+            feed(world, partition, beside)
+    return True
+
+
+def test_a_stop_while_an_inherited_promise_is_read_again_stores_nothing_of_it() -> None:
+    world = World(list(range(6)))
+    owner = world.resume()
+    feed(world, owner, 6)
+    world.committed = owner.promise()
+    live(world, "never", 2, rounds=1, stops=True)
+    assert world.pool == {"steps": [], "rewards": []}
+    live(world, "never", 2, rounds=20)
+    assert sorted(world.pool["steps"] + world.pool["rewards"]) == world.offsets
 
 
 @given(data=st.data(), offsets=st.lists(st.integers(0, 30), unique=True, min_size=1, max_size=20).map(sorted))
@@ -130,7 +154,8 @@ def test_the_promise_of_an_owner_binds_the_next() -> None:
     partition.take(0, 1, 0.0, [])
     committed = partition.promise()
     heir = Partition.resume("t/0", committed, 0, 10, fresh="two")
-    assert (heir.promised, heir.wants(0), heir.wants(1)) == (True, True, False)
+    assert (heir.inherited, heir.wants(0), heir.wants(1)) == (True, True, False)
+    assert not partition.inherited
     assert heir.token("steps") == partition.token("steps")
     assert not heir.due(99.0, LIMITS, 0)
     assert heir.due(0.0, LIMITS, 1)
