@@ -92,6 +92,15 @@ def test_stream_is_finished_with_its_last_choice() -> None:
     assert finished.index(True) >= len(finished) - 3, "one finish reason is not the end of two choices"
 
 
+def test_an_empty_finish_reason_is_none() -> None:
+    stream = ChatStream(1)
+    for reason in ("", "stop", ""):
+        assert not stream.finished or reason == ""
+        stream.take(json.dumps({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}).encode())
+    assert stream.finished
+    assert stream.captured().choices[0].finish_reason == "stop"
+
+
 def test_keys_are_spliced_in_and_all_else_keeps_its_bytes() -> None:
     body = b'{ "model" : "tiny",\n "messages":[{"role":"user","content":"\\u00e9}"}], "temperature":1.0E0 }\n'
     call = chat.asked(body)
