@@ -39,7 +39,7 @@ CONVERSATIONS: Final = 300
 VOCABULARY: Final = 150_000
 PARTS: Final = ("rate", "freshness", "disk")
 PROFILE_SECONDS: Final = 15.0
-LOOK_EVERY: Final = 0.005
+LOOK_EVERY: Final = 0.02
 """Seconds between looks for a fact in the pool."""
 STORED_WITHIN: Final = 300.0
 
@@ -54,7 +54,7 @@ class Effort:
 
 
 QUICK: Final = Effort(1_000, 1, 30)
-NORMAL: Final = Effort(5_000, 3, 200)
+NORMAL: Final = Effort(5_000, 3, 100)
 
 
 def say(line: str) -> None:
@@ -245,18 +245,23 @@ async def measure_disk(stand: Stand) -> list[dict[str, Value]]:
     """Bytes on disk of a token's id and of its log-prob, merged, each token counted once."""
     say("disk")
     async with await ClickHouse.connect(stand.backends.clickhouse, DATABASE) as pool:
-        await pool.command(f"TRUNCATE TABLE {DATABASE}.step_tokens")
         await fill(stand.backends.kafka, conversations(), "z", 1)
-        await stand.wait_for(pool, f"SELECT count() FROM {DATABASE}.step_tokens", CONVERSATIONS * TURNS)
-        await pool.command(f"OPTIMIZE TABLE {DATABASE}.step_tokens FINAL")
+        mine = f"FROM {DATABASE}.step_tokens FINAL WHERE startsWith(prompt_uid, 'z')"
+        await stand.wait_for(pool, f"SELECT count() {mine}", CONVERSATIONS * TURNS)
+        # One part of their own, each column a file, as the parts of a large pool are.
+        await pool.command(
+            f"CREATE TABLE {DATABASE}.conversations AS {DATABASE}.step_tokens ENGINE = MergeTree "
+            "ORDER BY (run_id, prompt_uid, trajectory_uid, step_id) SETTINGS min_bytes_for_wide_part = 0"
+        )
+        await pool.command(f"INSERT INTO {DATABASE}.conversations SELECT * {mine}")
         columns = await pool.query(
             "SELECT column, sum(column_data_compressed_bytes) FROM system.parts_columns "
-            f"WHERE database = '{DATABASE}' AND table = 'step_tokens' AND active GROUP BY column"
+            f"WHERE database = '{DATABASE}' AND table = 'conversations' AND active GROUP BY column"
         )
         size = {str(name): int(held) for name, held in columns.rows}
         prompts, responses = (
             await pool.query(
-                f"SELECT sum(length(new_prompt_ids)), sum(length(response_ids)) FROM {DATABASE}.step_tokens"
+                f"SELECT sum(length(new_prompt_ids)), sum(length(response_ids)) FROM {DATABASE}.conversations"
             )
         ).rows[0]
     ids = size["new_prompt_ids"] + size["response_ids"]

@@ -46,7 +46,7 @@ GARBAGE: Final = (50_000, 20, 100)
 """Buffers are many tuples that live for a second and make no cycles: Python's own thresholds look through them all the time."""
 PURGES_AGE: Final = 1.0
 """A purge that another sink stored is known after this many seconds."""
-BUSIEST: Final = 1.0
+BUSIEST: Final = 0.7
 """Under load a flush waits up to this many seconds, so that inserting takes at most a fifth of the time."""
 
 
