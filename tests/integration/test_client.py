@@ -107,7 +107,9 @@ def test_a_white_box_agent(stack: Stack, kind: str, secret: str) -> None:
         rewards = [fact for fact in facts if isinstance(fact, Reward)]
         assert [(r.value, r.revision, r.self_reported) for r in rewards] == [(0.5, 0, False), (1.0, 1, False)]
         assert list(unpack_floats(only(facts, Annotation).values)) == [0.5, 0.25]
-        assert (only(facts, Decision).value, only(facts, TrajectoryEnd).status) == ("fine", "completed")
+        decided = [(fact.action, fact.value, fact.author) for fact in facts if isinstance(fact, Decision)]
+        assert decided == [("note", "fine", "ann"), ("quality", 0.5, "ann")]
+        assert only(facts, TrajectoryEnd).status == "completed"
 
     with_gateway(stack, body, secret=secret)
 

@@ -22,7 +22,7 @@ def test_a_sink_killed_in_a_flush_is_repeated_exactly(
     run = f"kill_{point.replace(' ', '_')}"
     pool = a_pool(backends, run)
     write(backends.kafka, a_burst(run))
-    for name, value in (("POINT", point), ("TIMES", "3"), ("SIGNAL", "KILL")):
+    for name, value in (("POINT", point), ("TIMES", "2"), ("SIGNAL", "KILL")):
         monkeypatch.setenv(f"TEST_SINK_{name}", value)
     dying = a_sink(backends, tmp_path / "dying.log", run, "tests.kill.sinks.stoppable")
     with workers(dying):
