@@ -26,7 +26,7 @@ pytestmark = pytest.mark.stack
 def claw(stack: Stack, pool: Pool, *arguments: str, blobs: Path | None = None) -> subprocess.CompletedProcess[str]:
     where = ["--clickhouse", stack.clickhouse, "--database", pool.database, "--kafka", stack.kafka]
     command = [sys.executable, "-P", "-m", "claw_r1.cli.entry", "purge", *arguments, *where]
-    env = {**os.environ, **({"CLAW_BLOBS": str(blobs)} if blobs else {})}
+    env = {**os.environ, "CLAW_SINKS_GROUP": pool.database, **({"CLAW_BLOBS": str(blobs)} if blobs else {})}
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
