@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from benchmarks.command import Command, hand_over
 from benchmarks.gateways import (
     KINDS,
     OURS,
@@ -32,7 +33,7 @@ from benchmarks.gateways import (
     wait_ready,
 )
 from benchmarks.load import Plan, Result
-from benchmarks.report import Report, Value, bars, between, machine, ratio, table
+from benchmarks.report import Report, Value, bars, machine, ratio, table
 from benchmarks.shapes import SHAPES
 from benchmarks.spy import sampled
 from claw_r1.bus import apply_topics
@@ -323,28 +324,23 @@ def profile(stand: Stand, folder: Path, shape: str) -> None:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gateway_overhead", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the RL reply alone, about a minute")
-    parser.add_argument("--rounds", type=int, metavar="N", help="how often each case is measured; the median counts")
-    parser.add_argument("--json", action="store_true", help="print one JSON document: machine, figures, ratios")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="write an SVG picture")
-    parser.add_argument(
-        "--into", type=Path, metavar="FILE", help="write the tables between the marks of a document too"
+    command = Command(
+        "gateway_overhead",
+        __doc__,
+        quick="the RL reply alone, about a minute",
+        parts=list(KINDS),
+        one="gateway",
+        profile="our gateway's time",
     )
-    parser.add_argument("--only", metavar="NAMES", help=f"gateways, separated by commas: {', '.join(KINDS)}")
-    parser.add_argument("--shape", choices=list(SHAPES), help="this shape alone, also for --quick and --profile")
-    parser.add_argument(
+    command.add_argument("--rounds", type=int, metavar="N", help="how often each case is measured; the median counts")
+    command.add_argument("--picture", type=Path, metavar="FILE", help="write an SVG picture")
+    command.add_argument("--shape", choices=list(SHAPES), help="this shape alone, also for --quick and --profile")
+    command.add_argument(
         "--soak", type=int, metavar="N", help="N calls through our gateway alone: does its memory grow?"
     )
-    parser.add_argument(
-        "--profile", type=Path, metavar="FOLDER", help="where our gateway's time goes, sampled by py-spy"
-    )
-    arguments = parser.parse_args(argv)
-    arguments.names = list(KINDS) if arguments.only is None else arguments.only.split(",")
-    if unknown := [name for name in arguments.names if name not in KINDS]:
-        parser.error(f"no such gateway: {', '.join(unknown)}")
+    arguments = command.read(argv)
     if arguments.soak or arguments.profile:
-        arguments.names = [OURS]
+        arguments.parts = [OURS]
     return arguments
 
 
@@ -361,8 +357,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     left_out: dict[str, str] = {}
     begun = time.monotonic()
     try:
-        with a_stand(arguments.names, left_out) as stand:
-            if OURS in arguments.names and OURS in left_out:
+        with a_stand(arguments.parts, left_out) as stand:
+            if OURS in arguments.parts and OURS in left_out:
                 raise LeftOut(left_out[OURS])
             if arguments.profile:
                 profile(stand, arguments.profile, arguments.shape or HEADLINE[0])
@@ -382,9 +378,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     report.machine["seconds"] = round(time.monotonic() - begun)
     if arguments.picture:
         arguments.picture.write_text(draw(report.figures))
-    if arguments.into:
-        arguments.into.write_text(between(arguments.into.read_text(), "gateway overhead", as_text(report, effort)))
-    print(report.json() if arguments.json or arguments.soak else as_text(report, effort))
+    arguments.json |= bool(arguments.soak)
+    hand_over(report, as_text(report, effort), "gateway overhead", arguments)
     return 0
 
 

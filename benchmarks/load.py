@@ -10,6 +10,7 @@ import gc
 import json
 import sys
 import time
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, cast
 
@@ -112,49 +113,38 @@ class Agents:
                 await asyncio.wait_for(self.empty.wait(), DRAIN)
 
 
-class Connection(asyncio.Protocol):
-    """An agent: trajectory after trajectory."""
+class Exchange(asyncio.Protocol, ABC):
+    """A kept connection: a request is written, its answer read to the end, then `finish` is called."""
 
-    def __init__(self, agents: Agents, number: int) -> None:
-        self._agents = agents
-        self._number = number
-        self._trajectory = 0
-        self._turn = 0
+    def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
         self._head = b""
         self._left: int | None = None
         self._tail = b""
-        self._failed: str | None = None
-        self._started = 0.0
+        self.failed: str | None = None
+        """The beginning of an answer that is not a 200."""
+        self.received = 0
+        """Bytes of all answers."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own class is no subclass of it
-        self._agents.open += 1
-        self._send()
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self._agents.open -= 1
-        if self._agents.ended and not self._agents.open:
-            self._agents.empty.set()
-        if not self._agents.ended:
-            self._agents.done(0.0, f"the connection was closed ({error!r})")
-            asyncio.get_running_loop().call_later(0.05, reconnect, self._agents, self._number)
-
-    def _send(self) -> None:
+    def write(self, request: bytes) -> None:
+        """Send a request; the one before has been answered."""
         assert self._transport is not None
-        agents = self._agents
-        name = agents.plan.name
-        path = agents.plan.path.format(
-            trajectory=f"{name}-{self._number}-{self._trajectory}",
-            prompt=f"{name}-{self._number // GROUP}-{self._trajectory}",
-        )
-        body = agents.bodies[self._turn]
-        head = f"POST {path} HTTP/1.1\r\n{agents.head}content-length: {len(body)}\r\n\r\n"
-        self._head, self._left, self._tail, self._failed = b"", None, b"", None
-        self._started = time.perf_counter()
-        self._transport.write(head.encode() + body)
+        self._head, self._left, self._tail, self.failed = b"", None, b"", None
+        self._transport.write(request)
+
+    def close(self) -> None:
+        assert self._transport is not None
+        self._transport.close()
+
+    @abstractmethod
+    def finish(self) -> None:
+        """The answer is whole."""
 
     def data_received(self, data: bytes) -> None:
+        self.received += len(data)
         if self._left is None:
             self._head += data
             end = self._head.find(b"\r\n\r\n")
@@ -168,27 +158,63 @@ class Connection(asyncio.Protocol):
             self._tail = (self._tail + data)[-len(_END) :]
             whole = self._tail in (_END, _END[2:])
         if whole:
-            self._finish()
+            self.finish()
 
     def _begin(self, end: int) -> bytes:
         """Read the head; what follows it."""
         head = self._head[:end].lower()
         if not head.startswith(b"http/1.1 200"):
-            self._failed = self._head[:500].decode(errors="replace")
+            self.failed = self._head[:500].decode(errors="replace")
         at = head.find(_LENGTH)
         self._left = -1 if at < 0 else int(head[at + len(_LENGTH) :].split(b"\r\n", 1)[0])
         return self._head[end:]
 
-    def _finish(self) -> None:
+
+class Connection(Exchange):
+    """An agent: trajectory after trajectory."""
+
+    def __init__(self, agents: Agents, number: int) -> None:
+        super().__init__()
+        self._agents = agents
+        self._number = number
+        self._trajectory = 0
+        self._turn = 0
+        self._started = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._agents.open += 1
+        self._send()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._agents.open -= 1
+        if self._agents.ended and not self._agents.open:
+            self._agents.empty.set()
+        if not self._agents.ended:
+            self._agents.done(0.0, f"the connection was closed ({error!r})")
+            asyncio.get_running_loop().call_later(0.05, reconnect, self._agents, self._number)
+
+    def _send(self) -> None:
         agents = self._agents
-        agents.done(time.perf_counter() - self._started, self._failed)
+        name = agents.plan.name
+        path = agents.plan.path.format(
+            trajectory=f"{name}-{self._number}-{self._trajectory}",
+            prompt=f"{name}-{self._number // GROUP}-{self._trajectory}",
+        )
+        body = agents.bodies[self._turn]
+        head = f"POST {path} HTTP/1.1\r\n{agents.head}content-length: {len(body)}\r\n\r\n"
+        self._started = time.perf_counter()
+        self.write(head.encode() + body)
+
+    def finish(self) -> None:
+        agents = self._agents
+        agents.done(time.perf_counter() - self._started, self.failed)
         self._turn += 1
         if self._turn == len(agents.bodies):
             self._turn = 0
             self._trajectory += 1
         if agents.ended:
-            assert self._transport is not None
-            self._transport.close()
+            self.close()
         else:
             self._send()
 

@@ -1,6 +1,6 @@
 """Other pools of steps, each asked by a program in an environment that this makes; what cannot run is left out with the reason.
 
-They are asked how many steps they take in, which is less than what is asked of the streams: they keep them in memory.
+They are asked how many steps they take in and give out, which is less than what is asked of us: they keep them in memory.
 """
 
 import json
@@ -19,13 +19,24 @@ STEPS: Final = 20_000
 
 
 def measure(say: Callable[[str], None], claw_r1: Path | None, *, quick: bool) -> list[dict[str, Value]]:
-    """A figure for each call of each pool. `claw_r1`: a checkout of upstream; without it that one is left out."""
-    steps = str(STEPS // 10 if quick else STEPS)
+    """A figure for each call by which a pool takes steps in. `claw_r1`: a checkout of upstream; without it that one is left
+    out."""
+    return _measure("pool", "steps_per_s", say, claw_r1, STEPS // 10 if quick else STEPS)
+
+
+def measure_fetch(say: Callable[[str], None], claw_r1: Path | None, *, quick: bool) -> list[dict[str, Value]]:
+    """A figure for each call by which a pool gives rows out; `claw_r1` as for `measure`."""
+    return _measure("fetch", "rows_per_s", say, claw_r1, STEPS // 10 if quick else STEPS)
+
+
+def _measure(
+    kind: str, unit: str, say: Callable[[str], None], claw_r1: Path | None, steps: int
+) -> list[dict[str, Value]]:
     here = Path(__file__).parent
     figures: list[dict[str, Value]] = []
     for pool, arguments in (
-        ("transferqueue", [here / "pool_transferqueue.py", steps]),
-        ("upstream-claw-r1", None if claw_r1 is None else [here / "pool_claw_r1.py", claw_r1.resolve(), steps]),
+        ("transferqueue", [here / f"{kind}_transferqueue.py", steps]),
+        ("upstream-claw-r1", None if claw_r1 is None else [here / f"{kind}_claw_r1.py", claw_r1.resolve(), steps]),
     ):
         say(f"pools: {pool}")
         try:
@@ -36,7 +47,7 @@ def measure(say: Callable[[str], None], claw_r1: Path | None, *, quick: bool) ->
         except LeftOut as error:
             figures.append({"pool": pool, "left_out": str(error)})
             continue
-        figures += [{"pool": pool, "call": call, "steps_per_s": speed} for call, speed in found.items()]
+        figures += [{"pool": pool, "call": call, unit: speed} for call, speed in found.items()]
     return figures
 
 

@@ -75,6 +75,25 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def sections(
+    report: Report, columns: Mapping[str, Sequence[str]], marks: Mapping[str, str], ratios: str = "Ours over theirs"
+) -> str:
+    """A table by title, of the figures that have the title's mark; then the ratios, and what was left out."""
+    parts = [report.where()]
+    for title, named in columns.items():
+        if mine := [figure for figure in report.figures if marks[title] in figure]:
+            parts.append(f"### {title}\n\n{table(mine, named)}")
+    if report.ratios:
+        values = [{"ratio": name, "value": value} for name, value in report.ratios.items()]
+        parts.append(f"### {ratios}\n\n{table(values, ('ratio', 'value'))}")
+    parts += [
+        f"{figure.get('pool', figure.get('what'))} was left out: {figure['left_out']}"
+        for figure in report.figures
+        if "left_out" in figure
+    ]
+    return "\n\n".join(parts)
+
+
 def table(figures: Sequence[Figure], columns: Sequence[str]) -> str:
     """The figures as a Markdown table, numbers to three digits; a missing number is a dash."""
     rows = [[_cell(figure.get(column)) for column in columns] for figure in figures]

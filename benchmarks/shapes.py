@@ -16,7 +16,7 @@ from typing import Any, Final
 CHARS_PER_TOKEN: Final = 4
 VOCABULARY: Final = 150_000
 MODEL: Final = "tiny"
-_MARK = re.compile(rb"shape=([a-z_]+) turn=(\d+);")
+_MARK = re.compile(rb"shape=([a-z0-9_]+) turn=(\d+);")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,26 @@ class Shape:
 
     def prompt_tokens(self, turn: int) -> int:
         return self.first if self.fresh else self.first + turn * (self.sampled + self.observed)
+
+    @property
+    def new_tokens(self) -> int:
+        """Of a trajectory, each token once: what goes onto the log."""
+        return self.first + self.turns * self.sampled + (self.turns - 1) * self.observed
+
+    @property
+    def all_prompt_tokens(self) -> int:
+        """Of a trajectory, the prompts of all its calls: what goes through the gateway."""
+        return sum(self.prompt_tokens(turn) for turn in range(self.turns))
+
+
+def conversation(first: int, sampled: int, observed: int, turns: int) -> Shape:
+    """A conversation of these sizes, with a name made of them. Raises ValueError for one that is none."""
+    if first < 2 or sampled < 1 or observed < 0 or turns < 1:
+        raise ValueError(
+            f"no conversation has a prompt of {first} tokens, {sampled} sampled, {observed} observed, {turns} turns"
+        )
+    words = f"{first:,} + {turns} × {sampled:,} tokens" + (f", {observed:,} between" if turns > 1 else "")
+    return Shape(f"c{first}_{sampled}_{observed}_{turns}", words, first, sampled, observed, turns)
 
 
 SHAPES: Final = {

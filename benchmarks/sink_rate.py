@@ -20,8 +20,9 @@ import numpy as np
 import psutil
 
 from benchmarks import stream_log
+from benchmarks.command import Command, hand_over
 from benchmarks.gateways import LeftOut
-from benchmarks.report import Report, Value, between, machine, percentile, table
+from benchmarks.report import Report, Value, machine, percentile, sections
 from benchmarks.spy import sampled
 from benchmarks.stream_log import RUN, STEPS, TRAJECTORIES, Plan, Template, a_step, name_of, write
 from benchmarks.stream_stand import FROZEN, PARTITIONS, Worker, fill, start
@@ -292,27 +293,14 @@ _MARKS: Final = {"Speed": "facts_per_s", "Freshness": "p50_ms", "On disk": "byte
 
 def as_text(report: Report) -> str:
     """Tables for people."""
-    parts = [report.where()]
-    for title, columns in COLUMNS.items():
-        if mine := [figure for figure in report.figures if _MARKS[title] in figure]:
-            parts.append(f"### {title}\n\n{table(mine, columns)}")
-    return "\n\n".join(parts)
+    return sections(report, COLUMNS, _MARKS)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sink_rate", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="everything, small: about a minute")
-    parser.add_argument("--json", action="store_true", help="print one JSON document: machine, figures, ratios")
-    parser.add_argument("--only", metavar="PARTS", help=f"parts, separated by commas: {', '.join(PARTS)}")
-    parser.add_argument(
-        "--into", type=Path, metavar="FILE", help="write the tables between the marks of a document too"
+    command = Command(
+        "sink_rate", __doc__, quick="everything, small: about a minute", parts=PARTS, profile="the sink's time"
     )
-    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="where the sink's time goes, sampled by py-spy")
-    arguments = parser.parse_args(argv)
-    arguments.parts = PARTS if arguments.only is None else arguments.only.split(",")
-    if unknown := [part for part in arguments.parts if part not in PARTS]:
-        parser.error(f"no such part: {', '.join(unknown)}")
-    return arguments
+    return command.read(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -338,9 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"the sink could not be measured: {error}")
         return 1
     report.machine["seconds"] = round(time.monotonic() - begun)
-    if arguments.into:
-        arguments.into.write_text(between(arguments.into.read_text(), "sink rate", as_text(report)))
-    print(report.json() if arguments.json else as_text(report))
+    hand_over(report, as_text(report), "sink rate", arguments)
     return 0
 
 

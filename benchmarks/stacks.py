@@ -40,7 +40,7 @@ def _read(frame: str) -> tuple[str, str]:
         file = file.rpartition(root)[2]
     parts = file.split("/")
     for place, part in enumerate(parts):
-        if part in ("gateway", "claw_r1", "benchmarks"):
+        if part in ("gateway", "claw_r1", "trainer_adapter", "benchmarks"):
             file = "/".join(parts[place:])
             break
     return found["function"], file

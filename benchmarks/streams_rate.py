@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import pools, stream_log
+from benchmarks.command import Command, hand_over
 from benchmarks.gateways import PIN_WARNING, Cores, LeftOut
-from benchmarks.report import Report, Value, between, machine, percentile, ratio, table
+from benchmarks.report import Report, Value, machine, percentile, ratio, sections
 from benchmarks.spy import sampled
 from benchmarks.stream_log import STEPS, TRAJECTORIES, Plan, name_of, write
 from benchmarks.stream_stand import PARTITIONS, Reader, Stand, Worker, a_stand, fill
@@ -342,37 +343,18 @@ _MARKS: Final = {
 
 def as_text(report: Report) -> str:
     """Tables for people."""
-    parts = [report.where()]
-    for title, columns in COLUMNS.items():
-        if mine := [f for f in report.figures if _MARKS[title] in f]:
-            parts.append(f"### {title}\n\n{table(mine, columns)}")
-    if report.ratios:
-        named = [{"ratio": name, "value": value} for name, value in report.ratios.items()]
-        parts.append(f"### Steps a second, ours over theirs\n\n{table(named, ('ratio', 'value'))}")
-    parts += [
-        f"{f.get('pool', f.get('what'))} was left out: {f['left_out']}" for f in report.figures if "left_out" in f
-    ]
-    return "\n\n".join(parts)
+    return sections(report, COLUMNS, _MARKS, "Steps a second, ours over theirs")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.streams_rate", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="everything, small: two minutes")
-    parser.add_argument("--full", action="store_true", help="also a million open groups")
-    parser.add_argument("--json", action="store_true", help="print one JSON document: machine, figures, ratios")
-    parser.add_argument("--only", metavar="PARTS", help=f"parts, separated by commas: {', '.join(PARTS)}")
-    parser.add_argument(
+    command = Command(
+        "streams_rate", __doc__, quick="everything, small: two minutes", parts=PARTS, profile="a worker's time"
+    )
+    command.add_argument("--full", action="store_true", help="also a million open groups")
+    command.add_argument(
         "--claw-r1", type=Path, metavar="FOLDER", help="a checkout of upstream Claw-R1, to compare its pool"
     )
-    parser.add_argument(
-        "--into", type=Path, metavar="FILE", help="write the tables between the marks of a document too"
-    )
-    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="where a worker's time goes, sampled by py-spy")
-    arguments = parser.parse_args(argv)
-    arguments.parts = PARTS if arguments.only is None else arguments.only.split(",")
-    if unknown := [part for part in arguments.parts if part not in PARTS]:
-        parser.error(f"no such part: {', '.join(unknown)}")
-    return arguments
+    return command.read(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -395,9 +377,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"the streams could not be measured: {error}")
         return 1
     report.machine["seconds"] = round(time.monotonic() - begun)
-    if arguments.into:
-        arguments.into.write_text(between(arguments.into.read_text(), "streams rate", as_text(report)))
-    print(report.json() if arguments.json else as_text(report))
+    hand_over(report, as_text(report), "streams rate", arguments)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""An engine that answers at once what was prepared: `python -m benchmarks.stub_engine PORT`.
+"""An engine that answers at once what was prepared: `python -m benchmarks.stub_engine PORT [SHAPES]`.
 
 Invariants: it is no bottleneck: answers are bytes made before the first request, a request is searched for its mark and not
 parsed; a stream goes out event by event, with a turn of the loop between, so that a gateway sees them arrive one by one.
@@ -8,12 +8,12 @@ import asyncio
 import gc
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, cast
 
 import uvloop
 
-from benchmarks.shapes import MODEL, SHAPES, events, find_mark, reply
+from benchmarks.shapes import MODEL, SHAPES, Shape, events, find_mark, reply
 
 _JSON: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 _STREAM: Final = (
@@ -23,10 +23,10 @@ _LENGTH: Final = b"content-length:"
 Answers = dict[tuple[str, int], bytes | list[bytes]]
 
 
-def prepare() -> Answers:
+def prepare(shapes: Iterable[Shape]) -> Answers:
     """Every answer as bytes on the wire: a whole one, or the parts of a stream."""
     answers: Answers = {}
-    for shape in SHAPES.values():
+    for shape in shapes:
         for turn in range(shape.turns):
             if shape.stream:
                 parts = [b"%x\r\n%s\r\n" % (len(event), event) for event in events(shape, turn)]
@@ -99,9 +99,9 @@ def _size(data: bytes) -> int | None:
     return end + 4
 
 
-async def serve(port: int) -> None:
+async def serve(port: int, shapes: Iterable[Shape]) -> None:
     """Serve until the process is ended."""
-    answers = prepare()
+    answers = prepare(shapes)
     gc.freeze()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(answers, loop), "127.0.0.1", port, backlog=4096)
@@ -110,4 +110,5 @@ async def serve(port: int) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(int(sys.argv[1])))
+    asked = [Shape(**fields) for fields in json.loads(sys.argv[2])] if sys.argv[2:] else SHAPES.values()
+    uvloop.run(serve(int(sys.argv[1]), asked))

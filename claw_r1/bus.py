@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,26 +18,46 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPa
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
     IllegalStateError,
     KafkaConnectionError,
     KafkaError,
+    LeaderNotAvailableError,
     MessageSizeTooLargeError,
+    NotLeaderForPartitionError,
     TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+    UnknownTopicOrPartitionError,
     for_code,
 )
 from aiokafka.partitioner import murmur2
+from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.structs import RecordMetadata
 
+from claw_r1 import wire
 from claw_r1.codec import MAX_RECORD_BYTES, Headers, Record
 from claw_r1.errors import DependencyUnreachable, InvalidRecord, RetryableError, UserError
-from claw_r1.topics import Topic
+from claw_r1.kafka_requests import SetConfigs
+from claw_r1.topics import EVENTS, Topic
 
 log = logging.getLogger("claw.bus")
+
+_NEWEST, _NO_BROKER, _ALL_RECORDS = -1, -1, 0
+"""Of ListOffsets: the offset behind the last record; a client asks; also what is not committed."""
+_NOT_LED_YET = (UnknownTopicOrPartitionError.errno, LeaderNotAvailableError.errno, NotLeaderForPartitionError.errno)
 
 FETCH_BYTES = MAX_RECORD_BYTES + 65_536
 START_DEADLINE = 45.0
 """Seconds for a client's start: longer than a broker takes to end the transaction of a producer that was killed."""
+LEADER_PAUSE = 0.05
+"""Seconds until a new topic's partitions are asked again."""
+START_GRACE = 2.0
+"""Seconds for a start that is cancelled to get through the request of its first connection."""
 STOP_DEADLINE = 5.0
+AS_BROKERS_CHOOSE = -1
+"""Copies of a new topic: what the brokers' `default.replication.factor` says."""
 TRANSACTION_PAUSE = 0.004
 """Seconds until a producer asks again for a transaction that the broker refuses because it still ends the one before."""
 aiokafka.producer.sender.BACKOFF_OVERRIDE = TRANSACTION_PAUSE  # aiokafka waits 20 ms, and the broker takes two or three
@@ -52,6 +72,7 @@ async def start_producer(
     """
     producer = AIOKafkaProducer(
         bootstrap_servers=kafka,
+        **wire.kafka_options(),
         client_id=client_id,
         acks="all",
         enable_idempotence=True,
@@ -63,7 +84,7 @@ async def start_producer(
     )
     async with _starting(kafka):
         try:
-            await producer.start()
+            await _start(producer)
         except BaseException:
             await stop_producer(producer)
             raise
@@ -90,6 +111,7 @@ async def start_consumer(
     consumer = AIOKafkaConsumer(
         *topics,
         bootstrap_servers=kafka,
+        **wire.kafka_options(),
         client_id=client_id,
         group_id=group,
         enable_auto_commit=False,
@@ -98,7 +120,7 @@ async def start_consumer(
     )
     async with _starting(kafka):
         try:
-            await consumer.start()
+            await _start(consumer)
         except BaseException:
             await stop_consumer(consumer)
             raise
@@ -153,6 +175,20 @@ def _take_note(futures: Iterable[asyncio.Future[Any] | None]) -> None:
             future.exception()
 
 
+async def _start(client: AIOKafkaProducer | AIOKafkaConsumer | AIOKafkaAdminClient) -> None:
+    """Start a client. A cancelled start ends a moment later: the connection by which it asks for the cluster's brokers is known
+    to nobody else, and would stay open."""
+    starting = asyncio.ensure_future(client.start())
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.wait([starting], timeout=START_GRACE)
+        starting.cancel()
+        await asyncio.wait([starting], timeout=STOP_DEADLINE)
+        _take_note([starting])
+        raise
+
+
 @contextlib.asynccontextmanager
 async def _starting(kafka: str) -> AsyncIterator[None]:
     """Within START_DEADLINE: aiokafka looks for a transaction's coordinator for ever."""
@@ -160,10 +196,33 @@ async def _starting(kafka: str) -> AsyncIterator[None]:
         async with asyncio.timeout(START_DEADLINE):
             yield
     except (KafkaConnectionError, TimeoutError) as error:
+        if refused := await wire.why_refused(kafka):
+            raise DependencyUnreachable(
+                f"the Kafka broker at {kafka} does not let this process in: {refused}"
+            ) from error
         raise DependencyUnreachable(
             f"no Kafka broker answers at {kafka} ({error!r}). Start one with `claw up`, or say which with --kafka HOST:PORT "
             "or CLAW_KAFKA."
         ) from error
+
+
+_DENIED = (
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+)
+
+
+def failure(what: str, error: BaseException) -> RetryableError | UserError:
+    """What a failed request is to its caller; `what` says what did not happen. What the brokers' lists forbid is forbidden the
+    next time too."""
+    if isinstance(error, _DENIED):
+        return UserError(
+            f"{what}: the brokers do not allow it to this process's user ({error!r}). `claw grants list` shows what each "
+            "process needs, `claw grants apply` adds what is missing."
+        )
+    return RetryableError(f"{what}: {error!r}")
 
 
 def is_broken(producer: AIOKafkaProducer) -> bool:
@@ -189,7 +248,8 @@ async def publish(
 ) -> RecordMetadata:
     """Send one record and wait until the broker acknowledged it; `deadline` in seconds covers both.
 
-    Raises InvalidRecord("too_large"), or RetryableError: then the record may still arrive, and readers deduplicate by id.
+    Raises InvalidRecord("too_large"); UserError if this process may not write there; RetryableError: then the record may still
+    arrive, and readers deduplicate by id.
     """
     try:
         async with asyncio.timeout(deadline):
@@ -203,7 +263,7 @@ async def publish(
     except TimeoutError as error:
         raise RetryableError(f"the broker did not acknowledge a record on {topic} within {deadline:g} s") from error
     except KafkaError as error:
-        raise RetryableError(f"the broker refused a record on {topic}: {error!r}") from error
+        raise failure(f"the broker refused a record on {topic}", error) from error
 
 
 async def send(
@@ -244,12 +304,20 @@ class TopicDrift:
 
 
 @contextlib.asynccontextmanager
-async def admin(kafka: str) -> AsyncIterator[AIOKafkaAdminClient]:
-    """A started admin client. Raises DependencyUnreachable if no broker answers."""
-    client = AIOKafkaAdminClient(bootstrap_servers=kafka, client_id="claw-admin")
+async def admin(kafka: str, *, request_timeout: float = 15.0) -> AsyncIterator[AIOKafkaAdminClient]:
+    """A started admin client; a broker that hangs is given up after `request_timeout` seconds for the next of the list.
+
+    Raises DependencyUnreachable if no broker answers.
+    """
+    client = AIOKafkaAdminClient(
+        bootstrap_servers=kafka,
+        client_id="claw-admin",
+        request_timeout_ms=int(request_timeout * 1000),
+        **wire.kafka_options(),
+    )
     async with _starting(kafka):
         try:
-            await client.start()
+            await _start(client)
         except BaseException:
             await client.close()
             raise
@@ -266,7 +334,7 @@ async def diff_topics(kafka: str, wanted: Iterable[Topic]) -> list[TopicDrift]:
     async with admin(kafka) as client:
         there = {t["topic"]: len(t["partitions"]) for t in await client.describe_topics() if t["error_code"] == 0}
         present = [topic for topic in wanted if topic.name in there]
-        configs = await _read_configs(client, [topic.name for topic in present])
+        configs = await read_configs(client, [topic.name for topic in present])
         for topic in wanted:
             if topic.name not in there:
                 drifts.append(TopicDrift(topic.name, "topic", "exists", None))
@@ -280,7 +348,8 @@ async def diff_topics(kafka: str, wanted: Iterable[Topic]) -> list[TopicDrift]:
     return drifts
 
 
-async def _read_configs(client: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
+async def read_configs(client: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The settings in force of each of the topics; empty where this process may not see them."""
     if not names:
         return {}
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
@@ -291,10 +360,12 @@ async def _read_configs(client: AIOKafkaAdminClient, names: Sequence[str]) -> di
     return found
 
 
-async def apply_topics(kafka: str, wanted: Iterable[Topic], *, replication: int = 1) -> list[TopicDrift]:
-    """Create what is missing and mend settings; returns what was changed.
+async def apply_topics(
+    kafka: str, wanted: Iterable[Topic], *, replication: int = AS_BROKERS_CHOOSE
+) -> list[TopicDrift]:
+    """Create what is missing, with `replication` copies, and mend settings; returns what was changed.
 
-    Raises UserError, and changes nothing, if a partition count differs: growth is a new generation of the topic.
+    Raises UserError, and changes nothing, if a partition count differs: growth is another command.
     """
     wanted = list(wanted)
     drifts = await diff_topics(kafka, wanted)
@@ -302,43 +373,120 @@ async def apply_topics(kafka: str, wanted: Iterable[Topic], *, replication: int 
         first = fatal[0]
         raise UserError(
             f"{first.topic} has {first.found} partitions, not {first.wanted}: changing that would move keys. Keep the number "
-            "that the topic was made with (--partitions), or start a new generation of the topic."
+            "that it has (leave --partitions out), or let the topic grow: `claw topics grow`."
         )
     by_name = {topic.name: topic for topic in wanted}
     async with admin(kafka) as client:
         missing = [by_name[d.topic] for d in drifts if d.what == "topic"]
         await _create(client, missing, replication)
-        for name in {d.topic for d in drifts if d.what != "topic"}:
-            resource = ConfigResource(ConfigResourceType.TOPIC, name, configs=by_name[name].config)
-            await client.alter_configs([resource])
+        await set_configs(client, {d.topic: by_name[d.topic].config for d in drifts if d.what != "topic"})
     return drifts
+
+
+async def set_configs(client: AIOKafkaAdminClient, configs: Mapping[str, Mapping[str, str]]) -> None:
+    """By topic, set what is named; what else a topic has of its own, such as `min.insync.replicas`, stays.
+
+    Raises UserError if the brokers refuse one.
+    """
+    if not configs:
+        return
+    answer = await client._send_request(SetConfigs(configs))
+    for code, message, _kind, name in answer.responses:
+        if code:
+            raise UserError(
+                f"the broker did not change the settings of {name}: {for_code(code).__name__} {message or ''}"
+            )
 
 
 async def _create(client: AIOKafkaAdminClient, topics: Sequence[Topic], replication: int) -> None:
     if not topics:
         return
-    new = [NewTopic(t.name, t.partitions, replication, topic_configs=t.config) for t in topics]
+    # aiokafka knows -1 for assignments by hand only; with none of them it is Kafka's own word for the brokers' choice.
+    by_hand: dict[int, list[int]] | None = {} if replication == AS_BROKERS_CHOOSE else None
+    new = [
+        NewTopic(t.name, t.partitions, replication, replica_assignments=by_hand, topic_configs=t.config) for t in topics
+    ]
     response = await client.create_topics(new)
     for name, code, *message in response.topic_errors:
         if code and for_code(code) is not TopicAlreadyExistsError:
             raise UserError(f"the broker did not create {name}: {for_code(code).__name__} {message}")
+    await _await_leaders(client, [topic.name for topic in topics])
+
+
+async def _await_leaders(client: AIOKafkaAdminClient, names: Sequence[str]) -> None:
+    """Return when every partition of topics that were just made answers: who asks earlier hears that it has no leader.
+
+    Raises RetryableError if that takes longer than a start may.
+    """
+    missing: list[str] = []
+    try:
+        async with asyncio.timeout(START_DEADLINE):
+            while True:
+                if not (missing := await _without_leader(client, names)):
+                    return
+                await asyncio.sleep(LEADER_PAUSE)
+    except TimeoutError as error:
+        raise RetryableError(f"the topics are made, but no broker leads {', '.join(missing[:5])} yet") from error
+
+
+async def _without_leader(client: AIOKafkaAdminClient, names: Sequence[str]) -> list[str]:
+    """Partitions whose leader does not answer for them; a broker tells who leads before that one knows it."""
+    missing: list[str] = []
+    led: dict[int, dict[str, list[tuple[int, int]]]] = {}
+    for topic in await client.describe_topics(list(names)):
+        if topic["error_code"]:
+            missing.append(topic["topic"])
+        for partition in topic["partitions"]:
+            if partition["leader"] < 0:
+                missing.append(f"{topic['topic']}[{partition['partition']}]")
+            else:
+                places = led.setdefault(partition["leader"], {}).setdefault(topic["topic"], [])
+                places.append((partition["partition"], _NEWEST))
+    for leader, of_topic in led.items():
+        try:
+            answer = await client._send_request(OffsetRequest(_NO_BROKER, _ALL_RECORDS, list(of_topic.items())), leader)
+        except KafkaError:  # it is away: another one will lead
+            missing += of_topic
+            continue
+        for name, partitions in answer.topics:
+            missing += [f"{name}[{number}]" for number, code, *_ in partitions if code in _NOT_LED_YET]
+    return missing
+
+
+async def count_partitions(kafka: str, topic: str) -> int | None:
+    """Partitions of a topic; None if the broker does not have it."""
+    async with admin(kafka) as client:
+        found = {t["topic"]: len(t["partitions"]) for t in await client.describe_topics() if t["error_code"] == 0}
+    return found.get(topic)
 
 
 async def ensure_topic(kafka: str, topic: Topic) -> None:
-    """Create a topic unless it is there."""
+    """Create a topic unless it is there, with as many copies as the events have."""
     async with admin(kafka) as client:
-        await _create(client, [topic], 1)
+        await _create(client, [topic], await _copies_of_events(client))
+
+
+async def _copies_of_events(client: AIOKafkaAdminClient) -> int:
+    for described in await client.describe_topics():
+        if described["topic"] == EVENTS and described["partitions"]:
+            return max(len(partition["replicas"]) for partition in described["partitions"])
+    return AS_BROKERS_CHOOSE
 
 
 async def committed_offsets(
-    kafka: str, group: str, partitions: Sequence[TopicPartition], *, deadline: float = 30.0
+    kafka: str,
+    group: str,
+    partitions: Sequence[TopicPartition],
+    *,
+    deadline: float = 30.0,
+    request_timeout: float = 15.0,
 ) -> dict[TopicPartition, int | None]:
     """The offsets that a group has committed, None where it has none; also on a broker that only just came up.
 
     Raises DependencyUnreachable, or RetryableError if the group's coordinator stays away for `deadline` seconds.
     """
     try:
-        async with asyncio.timeout(deadline), admin(kafka) as client:
+        async with asyncio.timeout(deadline), admin(kafka, request_timeout=request_timeout) as client:
             while True:
                 try:
                     found = await client.list_consumer_group_offsets(group, partitions=list(partitions))
@@ -351,6 +499,15 @@ async def committed_offsets(
         raise RetryableError(f"the broker does not tell the offsets of group {group}: {error!r}") from error
     offsets = {partition: found[partition].offset for partition in partitions if partition in found}
     return {partition: None if (offset := offsets.get(partition, -1)) < 0 else offset for partition in partitions}
+
+
+async def learn_leaders(consumer: AIOKafkaConsumer, topics: Iterable[str]) -> None:
+    """Learn who leads these topics, before something is asked of partitions that are not assigned yet.
+
+    aiokafka finds out that it does not know when it is asked, and then waits for 100 ms.
+    """
+    client = consumer._client
+    await client.set_topics({*client._topics, *topics})
 
 
 async def end_offsets(consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:

@@ -16,6 +16,7 @@ import aiohttp
 import clickhouse_connect
 from clickhouse_connect.driver.exceptions import ClickHouseError, Error
 
+from claw_r1 import wire
 from claw_r1.errors import DependencyUnreachable, RetryableError, UserError
 
 RETRYABLE_CODES: Final = frozenset(
@@ -85,6 +86,7 @@ class ClickHouse:
                     port=parts.port or (8443 if parts.scheme == "https" else 8123),
                     username=unquote(parts.username) if parts.username else None,
                     password=unquote(parts.password or ""),
+                    ca_cert=wire.clickhouse_ca() if parts.scheme == "https" else None,
                     database=None,
                     connect_timeout=5,
                     send_receive_timeout=timeout,
@@ -152,6 +154,24 @@ class ClickHouse:
                 transport_settings=self._headers | {"X-ClickHouse-Format": output_format},
             )
         return answer
+
+    @contextlib.asynccontextmanager
+    async def stream(self, sql: str, output_format: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """A statement's answer in pieces as the server writes them; leaving the block early gives the rest up. The client's
+        timeout is that of the whole block."""
+        async with self._deadline():
+            headers = self._headers | {"X-ClickHouse-Format": output_format}
+            async with await self._client.raw_stream(sql, transport_settings=headers) as pieces:
+                yield pieces
+
+    async def insert_bytes(
+        self, table: str, data: bytes, input_format: str, *, settings: Settings | None = None
+    ) -> None:
+        """Insert rows in one of ClickHouse's formats that names its columns."""
+        async with self._deadline():
+            await self._client.raw_insert(
+                f"{self.database}.{table}", None, data, settings=dict(settings or {}), fmt=input_format
+            )
 
     async def insert_arrow(self, table: str, columns: Sequence[str], stream: bytes, *, token: str) -> None:
         """Insert one Arrow IPC stream; an insert whose `token` the table has seen lately adds nothing.

@@ -22,8 +22,20 @@ def list_untold(recipe: Recipe) -> list[str]:
 
 def dry_run_sql(recipe: Recipe) -> str:
     """The question, in ClickHouse's SQL, of the pool's tables: columns `about` (group, trajectory), `outcome` (emitted,
-    discarded, held), `reason` and `number`."""
-    return (_KNOWN + _GROUPED + _JUDGED).format_map(_parts(recipe))
+    discarded, held), `reason`, `number` and, of trajectories, `tokens` and `sampled`: those of the longest complete step
+    of each with its prompt, and those sampled in all of them. Samples have as many, unless contexts were rewritten."""
+    return (_KNOWN + _GROUPED + _JUDGED + _COUNTED).format_map(_parts(recipe))
+
+
+def dry_run_members_sql(recipe: Recipe, about: str, outcome: str, reason: str, limit: int) -> str:
+    """Who stands behind one number of that answer: prompt_uid, group_id and, of trajectories, trajectory_uid, in order."""
+    named = {
+        "about": sql_literal(about),
+        "outcome": sql_literal(outcome),
+        "reason": sql_literal(reason),
+        "limit": limit,
+    }
+    return (_KNOWN + _GROUPED + _JUDGED + _LISTED).format_map(_parts(recipe) | named)
 
 
 def matching_sql(recipe: Recipe) -> str:
@@ -48,6 +60,35 @@ def picking_sql(recipe: Recipe, as_of: float | None = None) -> str:
         f"FROM (SELECT prompt_uid, group_id, trajectory_uid FROM weighed WHERE {holds['trajectory']}) AS w\n"
         f"INNER JOIN (SELECT prompt_uid, group_id FROM grouped WHERE {holds['group']}) AS g\n"
         "ON w.prompt_uid = g.prompt_uid AND w.group_id = g.group_id"
+    )
+
+
+def open_sql(recipe: Recipe, now: float) -> str:
+    """The groups that the recipe will judge and has not: one row with `groups`; `unfinished`, those with fewer ended
+    trajectories than `group.size`, or with one that has steps and has not ended; `short_of`, by required source and `annotation
+    NAME` the groups with an ended trajectory that lacks it; `held`; `began`, seconds since the epoch, of the oldest.
+
+    Asked is as far back as a group of the recipe can be open at `now`, seconds since the epoch.
+    """
+    return _open(recipe, now, _OPEN_COUNTED)
+
+
+def open_members_sql(recipe: Recipe, now: float, limit: int) -> str:
+    """These groups, the oldest first: `group_id`, `unfinished`, `held` and `lacks`, the names that one of it is short of."""
+    return _open(recipe, now, _OPEN_LISTED, limit=limit)
+
+
+def _open(recipe: Recipe, now: float, asked: str, **over: object) -> str:
+    longest = 2 * recipe.group.max_age + recipe.rewards.timeout + recipe.annotations.timeout
+    if recipe.review == "required":
+        longest += recipe.review_deadline
+    since = f" AND append_time > fromUnixTimestamp64Milli({math.floor((now - longest) * 1000)})"
+    known = _KNOWN.rstrip().removesuffix(",").format_map(_parts(recipe, since))
+    arrays = f"annotation {', '.join(recipe.annotations.required)}"
+    return known + (_OPEN + asked).format_map(
+        _parts(recipe, since)
+        | {"recipe": sql_literal(recipe.name), "size": recipe.group.size, "arrays_name": sql_literal(arrays)}
+        | over
     )
 
 
@@ -275,7 +316,10 @@ _GROUPED: Final = """
             groupArrayIf(assumeNotNull(reward), is_trainable) AS rewards_kept,
             arraySort(
                 m -> (NOT m.1, -m.2, m.3),
-                groupArray((is_trainable, ifNull(reward, 0), trajectory_uid, counts, own_reason))
+                groupArray((
+                    is_trainable, ifNull(reward, 0), trajectory_uid, counts, own_reason, ifNull(tokens, 0),
+                    ifNull(response_tokens, 0)
+                ))
             ) AS members
         FROM settled GROUP BY prompt_uid, group_id
     ),
@@ -284,7 +328,7 @@ _GROUPED: Final = """
 
 _JUDGED: Final = """
     decided AS (
-        SELECT members, length(rewards_kept) AS n_trainable,
+        SELECT g.prompt_uid AS prompt_uid, g.group_id AS group_id, members, length(rewards_kept) AS n_trainable,
             multiIf(
                 c.prompt_uid != '', ('discarded', 'cancelled'),
                 verdict = 'veto', ('discarded', 'vetoed'),
@@ -299,29 +343,91 @@ _JUDGED: Final = """
         LEFT JOIN (
             SELECT DISTINCT prompt_uid FROM group_events FINAL WHERE run_id = {run} AND kind = 'cancel'
         ) AS c ON g.prompt_uid = c.prompt_uid
-    )
-SELECT one.1 AS about, one.2.1 AS outcome, one.2.2 AS reason, count() AS number
-FROM (
-    SELECT arrayJoin(
-        arrayConcat(
-            [('group', fate)],
-            arrayMap(
-                (m, place) -> (
-                    'trajectory',
-                    multiIf(
-                        fate IN (('discarded', 'cancelled'), ('discarded', 'vetoed')), fate,
-                        NOT m.4, ('discarded', m.5),
-                        fate.1 = 'discarded', fate,
-                        m.1 AND NOT {picked}, ('discarded', 'not_picked'),
-                        (fate.1, m.5)
+    ),
+    each AS (
+        SELECT prompt_uid, group_id, one.1 AS about, one.2.1 AS outcome, one.2.2 AS reason, one.3 AS trajectory_uid,
+            one.4 AS n_tokens, one.5 AS n_sampled
+        FROM (
+            SELECT prompt_uid, group_id, arrayJoin(
+                arrayConcat(
+                    [('group', fate, '', toFloat64(0), toFloat64(0))],
+                    arrayMap(
+                        (m, place) -> (
+                            'trajectory',
+                            multiIf(
+                                fate IN (('discarded', 'cancelled'), ('discarded', 'vetoed')), fate,
+                                NOT m.4, ('discarded', m.5),
+                                fate.1 = 'discarded', fate,
+                                m.1 AND NOT {picked}, ('discarded', 'not_picked'),
+                                (fate.1, m.5)
+                            ),
+                            m.3, m.6, m.7
+                        ),
+                        members, arrayEnumerate(members)
                     )
-                ),
-                members, arrayEnumerate(members)
-            )
+                )
+            ) AS one
+            FROM decided
         )
-    ) AS one
-    FROM decided
-)
-GROUP BY about, outcome, reason
+    )
+"""
+"""The fate of each group and of each trajectory; `trajectory_uid` is empty of groups."""
+
+_COUNTED: Final = """
+SELECT about, outcome, reason, count() AS number, toUInt64(sum(n_tokens)) AS tokens, toUInt64(sum(n_sampled)) AS sampled
+FROM each GROUP BY about, outcome, reason
 ORDER BY about, number DESC, outcome, reason
+"""
+
+_LISTED: Final = """
+SELECT prompt_uid, group_id, trajectory_uid FROM each WHERE about = {about} AND outcome = {outcome} AND reason = {reason}
+ORDER BY prompt_uid, group_id, trajectory_uid LIMIT {limit}
+"""
+
+_OPEN: Final = """,
+    fated AS (
+        SELECT group_id, countIf(outcome IN ('emitted', 'discarded')) AS fates, countIf(outcome = 'held') AS holds
+        FROM outcomes FINAL
+        WHERE run_id = {run} AND recipe = {recipe} AND trajectory_uid IS NULL AND fact_id IS NULL{seen}
+        GROUP BY group_id
+    ),
+    begun AS (
+        SELECT prompt_uid, min(append_time) AS began, groupUniqArrayIf(trajectory_uid, trajectory_uid != '') AS worked
+        FROM (
+            SELECT prompt_uid, append_time, trajectory_uid FROM steps
+            WHERE run_id = {run}{seen} AND ifNull(channel, 'train') = {channel}
+            UNION ALL
+            SELECT prompt_uid, append_time, '' FROM group_events
+            WHERE run_id = {run}{seen} AND kind = 'open' AND ifNull(channel, 'train') = {channel}
+        )
+        GROUP BY prompt_uid
+        HAVING began >= (SELECT minOrNull(append_time) FROM recipes FINAL WHERE name = {recipe})
+    ),
+    over AS (
+        SELECT prompt_uid, group_id, groupUniqArray(trajectory_uid) AS uids,
+            arrayDistinct(groupArrayArray(arrayConcat(
+                arrayFilter(s -> NOT has(mapKeys(rewards), s), {required}), if(lacking > 0, [{arrays_name}], [])
+            ))) AS lacks
+        FROM known GROUP BY prompt_uid, group_id
+    ),
+    standing AS (
+        SELECT if(o.group_id = '', b.prompt_uid, o.group_id) AS group_id, b.began AS began, o.lacks AS lacks,
+            length(o.uids) < {size} OR NOT hasAll(o.uids, b.worked) AS is_unfinished
+        FROM begun AS b LEFT JOIN over AS o ON b.prompt_uid = o.prompt_uid
+    )
+"""
+"""The groups that a recipe will judge, and what is known of each."""
+
+_OPEN_COUNTED: Final = """
+SELECT count() AS groups, countIf(is_unfinished) AS unfinished, countIf(f.holds > 0) AS held,
+    if(groups = 0, NULL, toFloat64(min(began))) AS began,
+    sumMap(lacks, arrayMap(name -> 1, lacks)) AS short
+FROM standing AS s LEFT JOIN fated AS f ON s.group_id = f.group_id
+WHERE f.fates = 0
+"""
+
+_OPEN_LISTED: Final = """
+SELECT s.group_id AS group_id, is_unfinished AS unfinished, f.holds > 0 AS held, lacks
+FROM standing AS s LEFT JOIN fated AS f ON s.group_id = f.group_id
+WHERE f.fates = 0 ORDER BY s.began, s.group_id LIMIT {limit}
 """

@@ -433,7 +433,7 @@ class Demand(Event):
     run_id: str
     channel: str
     batch_groups: int
-    """Groups in one optimiser step."""
+    """Groups in one optimiser step; of a recipe with `batch.tokens` about as many, by those that are ready."""
     group_size: int
     """Trajectories of a group."""
     max_versions: int | None = None
@@ -441,13 +441,15 @@ class Demand(Event):
     max_age: float
     """Seconds after which the recipe closes a group, come what may."""
     ready: int
-    """Groups that are ready, may be trained, and are in no cut."""
+    """Groups that are ready, may be trained, and are in no cut; of a recipe with `batch.mix` as far as shares have room."""
     cut: int
     """Groups of cuts that are not trained yet."""
     closed: bool = False
     """The trainer has ended, or the recipe: nothing is said of demand any more."""
     ttl: float
     holder: str
+    process: str | None = None
+    """HOST/BOOT/NAMESPACE/PID of the trainer, so that one that follows on the same machine sees that it is gone."""
     since: float
     """When the trainer opened the recipe, seconds since the epoch: the newest trainer has it."""
     at: float
@@ -510,7 +512,7 @@ class BatchCut(Event):
     start: int
     """First offset of the recipe's topic that this cut judged."""
     cursor: int
-    """Next offset of the recipe's topic after this cut."""
+    """Offset of the recipe's topic below which every ready group is in this cut or an earlier one."""
     needs: int
     """Lowest offset of the recipe's topic that a replay of this batch reads."""
     resume: int | None = None

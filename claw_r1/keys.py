@@ -11,6 +11,7 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
+from urllib.parse import urlsplit, urlunsplit
 
 import jwt
 import msgspec
@@ -132,6 +133,22 @@ def mint(
     key_id, secret = next(iter(given.by_id.items()))
     said = {name: value for name, value in claims.items() if value is not None}
     return jwt.encode(said, secret, ALGORITHM, headers={"kid": key_id, "typ": KIND})
+
+
+def analyst_url(url: str, given: Secrets, *, run_id: str | None, now: float, lifetime: float) -> str:
+    """The URL of the local stack's ClickHouse with the user `analyst` and a key: of the run, or of every run.
+
+    Raises UserError if the run is no id, or for a server on another machine.
+    """
+    key = mint(given, scope="admin" if run_id is None else "analyst", now=now, lifetime=lifetime, run_id=run_id)
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    if not is_loopback(parts.hostname or ""):  # a real server has users of its own, and must not get a key of ours
+        raise UserError(
+            f"{host} is not on this machine: keys are of the local stack only. Name a user of that server in the URL; "
+            "`claw migrate --roles` makes the roles"
+        )
+    return urlunsplit(parts._replace(netloc=f"analyst:{key}@{host}"))
 
 
 def is_key(token: str) -> bool:

@@ -7,7 +7,7 @@ marked; what died for two readers goes back once; nothing that comes while a rep
 
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -105,6 +105,39 @@ async def dead_letter_topics(kafka: str) -> list[str]:
     suffix = dlq_topic("")
     async with bus.admin(kafka) as client:
         return sorted(topic.removesuffix(suffix) for topic in await client.list_topics() if topic.endswith(suffix))
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Letters of a topic that did not go back, as of its end."""
+
+    end: int
+    letters: int
+
+
+async def count_waiting(kafka: str, known: Mapping[str, Waiting]) -> dict[str, Waiting]:
+    """How many letters of each topic did not go back; one that has not grown since `known` is not read again.
+
+    Raises DependencyUnreachable if no broker answers, RetryableError if it stops answering.
+    """
+    topics = {topic: TopicPartition(dlq_topic(topic), 0) for topic in await dead_letter_topics(kafka)}
+    consumer = await bus.start_consumer(kafka, client_id="claw-dlq")
+    try:
+        ends = await bus.end_offsets(consumer, topics.values()) if topics else {}
+    finally:
+        await bus.stop_consumer(consumer)
+    counted = {}
+    for topic, place in topics.items():
+        before = known.get(topic, Waiting(0, 0))
+        counted[topic] = before
+        if ends[place] != before.end:
+            letters = await DeadLetterTopic.opened(kafka, topic)
+            try:
+                found = await letters.found()
+            finally:
+                await letters.close()
+            counted[topic] = Waiting(ends[place], found.letters - found.replayed)
+    return counted
 
 
 class DeadLetterTopic:

@@ -96,6 +96,12 @@ async def find_position(consumer: AIOKafkaConsumer, tp: TopicPartition) -> int |
     return position
 
 
+def find_end(consumer: AIOKafkaConsumer, tp: TopicPartition) -> int | None:
+    """Where the log ended at the last fetch; None if that is not known, or the partition is being taken away."""
+    end: int | None = consumer.last_stable_offset(tp) if tp in consumer.assignment() else None
+    return None if end is None or end < 0 else end
+
+
 async def poll(
     consumer: AIOKafkaConsumer,
     stop: asyncio.Event,

@@ -5,12 +5,22 @@ Recipes are facts: applied at run time, versioned, and a version judges the grou
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from fractions import Fraction
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from claw_r1.algorithms import PRESETS, Algorithm, Shape, fill_in
-from claw_r1.rules import Condition
+from claw_r1.rules import Condition, find_field
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -20,6 +30,9 @@ def _parse_duration(value: Any) -> Any:
         return float(match[1]) * _UNITS[match[2]]
     return value
 
+
+MEMBER_BYTES: Final = 6 * 2**20
+"""Of the one record that a cut is, what names its members: samples by about 34 bytes each, and decisions."""
 
 Duration = Annotated[
     float,
@@ -42,8 +55,20 @@ Allowed = Literal[
 ]
 
 
+FROM_LOG: Final = "from the log"
+"""The context in which a recipe is read that somebody applied: it may come from a newer version of this project."""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pass_over(cls, fields: Any, info: ValidationInfo) -> Any:
+        """A person's unknown field is a mistake; one of the log is of a newer version, and readers pass over it."""
+        if info.context != FROM_LOG or not isinstance(fields, Mapping):
+            return fields
+        return {name: value for name, value in fields.items() if name in cls.model_fields}
 
 
 class GroupRule(_Part):
@@ -130,7 +155,17 @@ class MixRule(_Part):
     """Shares of a batch by a field."""
 
     by: Name
-    weights: dict[Name, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    """`task_id`, or a value of the metadata by its path, such as `metadata.env`."""
+    weights: dict[Name, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(min_length=1, max_length=64)
+    """By value of the field, its share; what they add up to is the whole batch."""
+
+    @field_validator("by")
+    @classmethod
+    def _is_of_a_group(cls, name: str) -> str:
+        field = find_field(name)
+        if field is None or field.name not in ("task_id", "metadata.*"):
+            raise ValueError(f"a batch is mixed by task_id or by metadata.PATH, not by {name!r}")
+        return name
 
 
 class BatchRule(_Part):
@@ -139,11 +174,33 @@ class BatchRule(_Part):
     groups: int = Field(8, ge=1, le=65536)
     """Groups in one optimiser step."""
     tokens: int | None = Field(None, ge=1)
-    """Tokens in one optimiser step, in the place of `groups`."""
+    """Most tokens in one optimiser step, prompts too, in the place of `groups`: whole groups until the next would go beyond."""
     order: Literal["ready"] = "ready"
     """Groups are taken in the order in which they became ready."""
     mix: MixRule | None = None
     """Shares of the batch, by a field of the groups."""
+
+    @property
+    def size(self) -> int:
+        """Tokens if the batch is by tokens, else groups."""
+        return self.groups if self.tokens is None else self.tokens
+
+    @property
+    def shares(self) -> dict[str | None, int]:
+        """By value of the field that is mixed, what of `size` is for its groups; without a mix None has all of it.
+
+        Fractions are rounded by the largest remainder: each share gets the whole part of what its weight says, and what is left
+        over goes, one each, to the shares that lost most; of equal ones to the name that sorts first.
+        """
+        if self.mix is None:
+            return {None: self.size}
+        weights = {name: Fraction(repr(weight)) for name, weight in self.mix.weights.items()}
+        exact = {name: self.size * weight / sum(weights.values()) for name, weight in weights.items()}
+        shares: dict[str | None, int] = {name: int(share) for name, share in exact.items()}
+        lost = sorted(exact, key=lambda name: (int(exact[name]) - exact[name], name))
+        for name in lost[: self.size - sum(shares.values())]:
+            shares[name] += 1
+        return shares
 
 
 class Recipe(_Part):
@@ -198,6 +255,10 @@ class Recipe(_Part):
             raise ValueError("group.min_size is 1, and a pair needs two trajectories")
         if self.algorithm != "ppo" and (self.gamma, self.lam) != (1.0, 1.0):
             raise ValueError(f"gamma and lam are of ppo; this is {self.algorithm}")
+        if none := [name for name, share in self.batch.shares.items() if not share]:
+            raise ValueError(
+                f"batch.mix gives {none[0]} no part of a batch of {self.batch.size}: raise its weight, or the batch's size"
+            )
         for name in ("allow", "filters"):
             if len({repr(one) for one in getattr(self, name)}) != len(getattr(self, name)):
                 raise ValueError(f"{name} names one thing twice")
@@ -205,6 +266,12 @@ class Recipe(_Part):
 
     def concerns(self, run_id: str, channel: str) -> bool:
         return self.run_id == run_id and self.channel == channel
+
+
+def _named_bytes(recipe: Recipe) -> int:
+    """What names a group of the recipe in a cut, if every trajectory is one sample: bytes, about."""
+    rows = {"pair": 2, "best": recipe.pick.count}.get(recipe.pick.how, recipe.group.size)
+    return 200 + 34 * min(rows, recipe.group.least)
 
 
 def list_unhonoured(recipe: Recipe) -> list[str]:
@@ -216,8 +283,9 @@ def list_unhonoured(recipe: Recipe) -> list[str]:
         "annotations.required: advantages of distill are made of teacher_log_probs; name it": (
             recipe.algorithm == "distill" and "teacher_log_probs" not in recipe.annotations.required
         ),
-        "batch.tokens: the trainer adapter does not count tokens yet; write batch.groups": recipe.batch.tokens
-        is not None,
-        "batch.mix: the trainer adapter does not mix yet; leave it out": recipe.batch.mix is not None,
+        f"batch.groups: a batch's samples are named in one record, and {recipe.batch.groups} groups have too many; ask for "
+        f"{MEMBER_BYTES // _named_bytes(recipe)} or fewer": (
+            recipe.batch.tokens is None and recipe.batch.groups * _named_bytes(recipe) > MEMBER_BYTES
+        ),
     }
     return [sentence for sentence, is_asked in asked.items() if is_asked]

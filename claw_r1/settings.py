@@ -86,6 +86,17 @@ Url = Annotated[str, AfterValidator(_url)]
 Urls = Annotated[CommaList, AfterValidator(lambda urls: tuple(_url(url) for url in urls))]
 
 
+def _tokenizers(files: tuple[str, ...]) -> tuple[str, ...]:
+    for file in files:
+        model, sign, path = file.partition("=")
+        if not (sign and model.strip() and path.strip()):
+            raise ValueError(f"{file!r} is not MODEL=PATH")
+    return files
+
+
+Tokenizers = Annotated[CommaList, AfterValidator(_tokenizers)]
+
+
 def _read_models(value: object) -> object:
     if isinstance(value, str):
         try:
@@ -109,6 +120,23 @@ class Settings(BaseModel):
     kafka: Hosts = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port[,host:port]")
     clickhouse: Url = Field(
         "http://127.0.0.1:8123", description="ClickHouse HTTP URL, with user and password if needed"
+    )
+    kafka_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="what the brokers' listener speaks: with SSL it is TLS, with SASL it asks for a user"
+    )
+    kafka_mechanism: Literal["SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"] = Field(
+        "SCRAM-SHA-512", description="how a user proves the password where the protocol has SASL"
+    )
+    kafka_user: str = Field("", description="user where the protocol has SASL")
+    kafka_password: SecretStr = Field(SecretStr(""), description="password of that user")
+    kafka_ca: str = Field(
+        "",
+        description="PEM file of the authorities that brokers' certificates are checked against; empty: the system's",
+    )
+    kafka_cert: str = Field("", description="PEM file of a client certificate and its chain, where brokers ask for one")
+    kafka_key: str = Field("", description="PEM file of its private key")
+    clickhouse_ca: str = Field(
+        "", description="PEM file of the authorities that the certificate of an https ClickHouse is checked against"
     )
     database: str = Field("claw", description="ClickHouse database of the pool", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     blobs: str = Field(".claw/blobs", description="folder of images and routed experts; several hosts share one")
@@ -143,15 +171,15 @@ class Settings(BaseModel):
         except ValidationError as error:
             names = {field: name for name, field in variables.items()}
             lines = [
-                f"{names[str(e['loc'][0])]}={_shown(e)}: {e['msg'].removeprefix('Value error, ')}"
+                f"{names[str(e['loc'][0])]}={_shown(cls, e)}: {e['msg'].removeprefix('Value error, ')}"
                 for e in error.errors()
             ]
             raise WrongUse("wrong setting: " + "; ".join(lines)) from error
 
 
-def _shown(error: ErrorDetails) -> str:
+def _shown(model: type[Settings], error: ErrorDetails) -> str:
     """A setting as an error may show it: no secret, and without the password that a URL holds."""
-    if error["loc"][0] == "secret":
+    if model.model_fields[str(error["loc"][0])].annotation is SecretStr:
         return "…"
     return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:…@", repr(error["input"]))
 
@@ -381,11 +409,35 @@ class SinksSettings(Settings):
 class ConsoleSettings(Settings):
     """The console."""
 
-    host: str = Field("127.0.0.1", description="address to listen on")
+    host: str = Field(
+        "127.0.0.1",
+        description="address to listen on; off loopback the secret is needed, and a key of an admin or an analyst",
+    )
     port: Port = Field(8103, description="port to listen on")
+    names: CommaList = Field(
+        (),
+        description="names, with commas between, under which browsers reach it, besides the host and those of loopback",
+    )
     gateway: str = Field("http://127.0.0.1:8100", description="the gateway's URL, shown and asked for its health")
-    streams: str = Field("http://127.0.0.1:8101", description="a stream worker's health URL")
-    sinks: str = Field("http://127.0.0.1:8102", description="a sink's health URL")
+    gateways: CommaList = Field(
+        (),
+        description="health URLs of all gateways where there are several, with commas between; here and in the next three a "
+        "name with several addresses stands for a process at each; empty: the one above",
+    )
+    streams: CommaList = Field(("http://127.0.0.1:8101",), description="health URLs of the stream workers")
+    sinks: CommaList = Field(("http://127.0.0.1:8102",), description="health URLs of the sinks")
+    workers: CommaList = Field((), description="health URLs of the reward workers; empty: none is asked")
+    tokenizers: Tokenizers = Field(
+        (),
+        description="files that give tokens their text, MODEL=PATH with commas between: a tokenizer.json or its folder; "
+        "* as MODEL is every other model",
+    )
+    analyst: str = Field(
+        "",
+        description="ClickHouse URL, with a user who may only read, for statements that people write; empty: the local stack's "
+        "`analyst`",
+    )
+    read_only: bool = Field(False, description="show the pool alone: decide nothing, publish no recipe, ask no process")
 
     @classmethod
     def prefix(cls) -> str:

@@ -1,6 +1,6 @@
 """The topics of the project: names, partitions, keys and configuration. This is the only list.
 
-The number of `claw.events.v1` partitions is fixed for the topic's life, since a change would move keys.
+The number of `claw.events.v1` partitions changes between two groups only, by `claw topics grow`, since it moves keys.
 """
 
 from dataclasses import dataclass, field
@@ -69,9 +69,8 @@ def dlq_topic_spec(topic: str) -> Topic:
 
 def batch_topic_spec(recipe: str) -> Topic:
     """One partition, so that ready groups are in one total order and a cursor is one integer."""
-    return Topic(
-        batch_topic(recipe), 1, "run_id/prompt_uid", "a ready group: Sample…, GroupReady", _config(append_time=True)
-    )
+    carries = "a ready group: Sample…, GroupReady; what was said since: Decision, RunPurged"
+    return Topic(batch_topic(recipe), 1, "run_id/prompt_uid", carries, _config(append_time=True))
 
 
 def all_topics(events_partitions: int = DEFAULT_EVENTS_PARTITIONS) -> list[Topic]:

@@ -1,1 +1,1 @@
-"""What the pool holds is shown to people here: for now on one status page."""
+"""What the pool holds is shown to people here: on the screens of a page."""

@@ -13,21 +13,20 @@ from typing import Final, Self
 
 import aiohttp
 
-from claw_r1.clickhouse import ClickHouse, QueryRefused, without_password
+from claw_r1.clickhouse import UNKNOWN_DATABASE, UNKNOWN_TABLE, QueryRefused, without_password
 from claw_r1.errors import DependencyUnreachable, RetryableError, UserError
 from claw_r1.settings import ConsoleSettings
 from console import queries
-from console.probes import Gauges, ask_port, ask_process
-from console.status import Lag, Numbers, Pool, Process, Status, fold_numbers, sum_gauge
+from console.letterbox import Letterbox
+from console.probes import Gauges, ask_port, ask_process, find_processes
+from console.reader import Reader
+from console.status import Lag, Numbers, Pool, Process, Status, engines_of, fold_numbers, sum_gauge
 
 log = logging.getLogger("claw.console")
 
 PERIOD: Final = 1.0
 REST: Final = 4.0
 """After a refresh of t seconds the pool has at least REST * t seconds of rest."""
-POOL_TIMEOUT: Final = 5.0
-_UNKNOWN: Final = {60, 81}
-"""ClickHouse's codes for a table and a database that do not exist."""
 _STATEMENTS: Final = {
     "totals": queries.TOTALS,
     "recent": queries.RECENT,
@@ -36,6 +35,7 @@ _STATEMENTS: Final = {
     "fates": queries.FATES,
     "recipes": queries.RECIPES,
     "ready": queries.READY,
+    "oldest": queries.OLDEST,
     "curve": queries.CURVE,
     "policies": queries.POLICIES,
 }
@@ -44,10 +44,11 @@ _STATEMENTS: Final = {
 class Board:
     """The status of one pool and its processes; use `opened`."""
 
-    def __init__(self, settings: ConsoleSettings, http: aiohttp.ClientSession) -> None:
+    def __init__(self, settings: ConsoleSettings, reader: Reader, http: aiohttp.ClientSession) -> None:
         self._settings = settings
+        self._reader = reader
         self._http = http
-        self._clickhouse: ClickHouse | None = None
+        self._letters = Letterbox(settings.kafka)
         self._numbers: Numbers | None = None
         self._status: Status | None = None
         self._due = 0.0
@@ -55,14 +56,19 @@ class Board:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def opened(cls, settings: ConsoleSettings) -> AsyncIterator[Self]:
+    async def opened(cls, settings: ConsoleSettings, reader: Reader) -> AsyncIterator[Self]:
         """A board for the length of the block."""
         async with aiohttp.ClientSession() as http:
-            board = cls(settings, http)
+            board = cls(settings, reader, http)
+            if settings.read_only:
+                yield board
+                return
+            counting = asyncio.create_task(board._letters.run(), name="letters")
             try:
                 yield board
             finally:
-                await board._disconnect()
+                counting.cancel()
+                await asyncio.wait([counting])
 
     async def status(self) -> Status:
         """The status, at most a period old (longer if the pool is slow)."""
@@ -76,24 +82,35 @@ class Board:
 
     async def _ask(self) -> Status:
         settings = self._settings
-        urls = {"gateway": settings.gateway, "streams": settings.streams, "sinks": settings.sinks}
+        stages = {
+            "gateway": settings.gateways or (settings.gateway,),
+            "streams": settings.streams,
+            "sinks": settings.sinks,
+            "workers": settings.workers,
+        }
+        asked = {} if settings.read_only else await find_processes(stages)
         pool, kafka, answers = await asyncio.gather(
             self._ask_pool(),
-            ask_port("kafka", settings.kafka),
-            asyncio.gather(*(ask_process(self._http, name, url) for name, url in urls.items())),
+            asyncio.gather(*(ask_port("kafka", settings.kafka) for _ in asked and ("kafka",))),
+            asyncio.gather(*(ask_process(self._http, name, url) for name, url in asked.items())),
         )
-        gauges: dict[str, Gauges] = {process.name: found for process, found in answers}
+        gauges: dict[str, Gauges] = {}
+        for process, found in answers:
+            gauges.setdefault(process.name.partition("-")[0], []).extend(found)
         return Status(
             at=time.time(),
             pool=pool,
             numbers=self._numbers,
-            processes=(kafka, *(process for process, _ in answers), self._describe(pool)),
+            processes=(*kafka, *(process for process, _ in answers), self._describe(pool)),
+            engines=engines_of(gauges.get("gateway", []), self._numbers.policies if self._numbers else ()),
             lags=(
-                Lag(name="streams", records=sum_gauge(gauges["streams"], "claw_streams_lag_records")),
-                Lag(name="sinks", records=sum_gauge(gauges["sinks"], "claw_sinks_lag_records")),
+                Lag(name="streams", records=sum_gauge(gauges.get("streams", []), "claw_streams_lag_records")),
+                Lag(name="sinks", records=sum_gauge(gauges.get("sinks", []), "claw_sinks_lag_records")),
+                Lag(name="workers", records=sum_gauge(gauges.get("workers", []), "claw_workers_backlog_records")),
             ),
-            open_groups=sum_gauge(gauges["streams"], "claw_streams_open_groups"),
-            calls_in_flight=sum_gauge(gauges["gateway"], "claw_gateway_in_flight"),
+            dead_letters=self._letters.count(),
+            open_groups=sum_gauge(gauges.get("streams", []), "claw_streams_open_groups"),
+            calls_in_flight=sum_gauge(gauges.get("gateway", []), "claw_gateway_in_flight"),
             urls={"gateway": settings.gateway, "kafka": settings.kafka, "clickhouse": self._pool_url},
             database=settings.database,
         )
@@ -110,10 +127,9 @@ class Board:
         try:
             self._numbers = await self._read()
         except (DependencyUnreachable, RetryableError) as error:
-            await self._disconnect()
             return self._note(Pool(state="away", detail=str(error)))
         except QueryRefused as error:
-            unmade = error.code in _UNKNOWN
+            unmade = error.code in (UNKNOWN_TABLE, UNKNOWN_DATABASE)
             detail = "the pool has no tables yet: `claw migrate` makes them" if unmade else str(error)[:300]
             return self._note(Pool(state="unmade" if unmade else "refused", detail=detail))
         except UserError as error:
@@ -126,15 +142,5 @@ class Board:
         return pool
 
     async def _read(self) -> Numbers:
-        if self._clickhouse is None:
-            self._clickhouse = await ClickHouse.connect(self._settings.clickhouse, timeout=POOL_TIMEOUT)
-        found = {}
-        for name, template in _STATEMENTS.items():
-            sql = queries.statement(template, self._settings.database)
-            found[name] = (await self._clickhouse.query(sql, settings=queries.SETTINGS)).dicts()
-        return fold_numbers(time.time(), found)
-
-    async def _disconnect(self) -> None:
-        client, self._clickhouse = self._clickhouse, None
-        if client is not None:
-            await client.close()
+        found = await asyncio.gather(*(self._reader.ask(template) for template in _STATEMENTS.values()))
+        return fold_numbers(time.time(), dict(zip(_STATEMENTS, found, strict=True)))

@@ -4,16 +4,49 @@ Invariants: every question has a deadline of a second; a process that does not a
 """
 
 import asyncio
+import itertools
 import json
+import socket
+from collections.abc import Iterable, Mapping
 from typing import Final
+from urllib.parse import urlsplit
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from console.status import Process
+from console.status import Gauge, Process
 
 DEADLINE: Final = 1.0
-Gauges = list[tuple[str, float]]
+MOST: Final = 64
+"""Processes of a stage that are asked."""
+Gauges = list[Gauge]
+
+
+async def find_processes(stages: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """Name of a process → its health URL. The first of a stage is called as its stage, the second `STAGE-2`, and so on."""
+    found = {}
+    for stage, urls in stages.items():
+        each = await asyncio.gather(*map(_places_of, urls))
+        for number, place in enumerate(list(itertools.chain.from_iterable(each))[:MOST], 1):
+            found[stage if number == 1 else f"{stage}-{number}"] = place
+    return found
+
+
+async def _places_of(url: str) -> list[str]:
+    """What the URL stands for: a name with several addresses, as a headless Service has, is a process at each of them."""
+    parts = urlsplit(url)
+    if parts.scheme != "http":  # a certificate is of a name
+        return [url]
+    loop, port = asyncio.get_running_loop(), parts.port or 80
+    try:
+        async with asyncio.timeout(DEADLINE):
+            told = await loop.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    except (OSError, TimeoutError):
+        return [url]  # the question itself says what is wrong with it
+    hosts = sorted({str(address[0]) for family, *_, address in told if family == told[0][0]})
+    if len(hosts) < 2:
+        return [url]
+    return [f"http://{f'[{host}]' if ':' in host else host}:{port}{parts.path}" for host in hosts]
 
 
 async def ask_process(http: aiohttp.ClientSession, name: str, url: str) -> tuple[Process, Gauges]:
@@ -47,7 +80,7 @@ async def ask_port(name: str, address: str) -> Process:
 
 def _gauges(text: str) -> Gauges:
     return [
-        (sample.name, sample.value)
+        Gauge(sample.name, sample.labels, sample.value)
         for family in text_string_to_metric_families(text)
         if family.type == "gauge"
         for sample in family.samples

@@ -3,7 +3,6 @@
 Invariants: every statement reads, has a bounded result, and takes names only from the settings (a checked identifier).
 """
 
-from string import Template
 from typing import Final
 
 BUCKET_SECONDS: Final = 5
@@ -54,19 +53,25 @@ SELECT recipe, sum(ready) AS ready, sum(cut) AS cut FROM (
 
 CURVE: Final = f"""
 WITH newest AS (
-    SELECT batch_id, recipe, run_id, sequence, groups, excluded, append_time FROM ${{database}}.cuts FINAL
+    SELECT batch_id, recipe, run_id, sequence, groups, excluded, samples, tokens, trained_tokens, oldest_version,
+        policy_version, append_time
+    FROM ${{database}}.cuts FINAL
     ORDER BY sequence DESC LIMIT {CURVE_BATCHES} BY recipe
 ), members AS (
     SELECT batch_id, recipe, group_run_id, group_id FROM ${{database}}.cut_members FINAL
     WHERE taken AND batch_id IN (SELECT batch_id FROM newest)
 )
 SELECT n.recipe AS recipe, n.run_id AS run_id, n.sequence AS sequence, n.groups AS groups, n.excluded AS excluded,
-    toUnixTimestamp64Milli(n.append_time) / 1000 AS at, r.reward AS reward, t.policy_version AS policy_version
+    toUnixTimestamp64Milli(n.append_time) / 1000 AS at, r.reward AS reward, r.reward_std AS reward_std, r.drifted AS drifted,
+    n.tokens / nullIf(n.samples, 0) AS length, n.trained_tokens AS trained_tokens,
+    n.policy_version - n.oldest_version AS stalest, t.policy_version AS policy_version
 FROM newest AS n
 LEFT JOIN (
-    SELECT m.batch_id AS batch_id, avg(g.reward_mean) AS reward FROM members AS m
+    SELECT m.batch_id AS batch_id, avg(g.reward_mean) AS reward, avg(g.reward_std) AS reward_std,
+        sum(g.links['boundary'] + g.links['drift']) / nullIf(sum(arraySum(mapValues(g.links))), 0) AS drifted
+    FROM members AS m
     INNER JOIN (
-        SELECT run_id, group_id, recipe, reward_mean FROM ${{database}}.groups FINAL
+        SELECT run_id, group_id, recipe, reward_mean, reward_std, links FROM ${{database}}.groups FINAL
         WHERE (run_id, group_id) IN (SELECT group_run_id, group_id FROM members)
     ) AS g ON m.group_run_id = g.run_id AND m.group_id = g.group_id AND m.recipe = g.recipe
     GROUP BY batch_id
@@ -81,8 +86,40 @@ SELECT run_id, ifNull(engine, '') AS engine, max(policy_version) AS version,
 FROM ${database}.policies GROUP BY run_id, engine ORDER BY at DESC LIMIT 100
 """
 
-SETTINGS: Final = {"join_use_nulls": 1}
+OLDEST: Final = """
+SELECT recipe, toUnixTimestamp64Milli(min(append_time)) / 1000 AS since FROM ${database}.groups FINAL
+WHERE (recipe, run_id, group_id) NOT IN (SELECT recipe, group_run_id, group_id FROM ${database}.cut_members)
+GROUP BY recipe LIMIT 1000
+"""
+"""Since when the oldest ready group of a recipe waits for a batch."""
 
-
-def statement(template: str, database: str) -> str:
-    return Template(template).substitute(database=database)
+TOKEN_CURVES: Final = """
+WITH stats AS (
+    SELECT run_id, prompt_uid, group_id, recipe, trajectory_uid, sample_id, sequence, name, `values` AS said
+    FROM ${database}.token_stats FINAL
+    WHERE recipe = {recipe:String} AND name IN ('log_probs', 'entropy', 'entropies') AND batch_id IN (
+        SELECT batch_id FROM ${database}.cuts FINAL WHERE recipe = {recipe:String} ORDER BY sequence DESC LIMIT 100
+    )
+)
+SELECT sequence, if(name = 'log_probs', 'mismatch', 'entropy') AS what, sum(length(kept)) AS tokens,
+    sum(arraySum(kept)) / nullIf(tokens, 0) AS mean, sum(arraySum(arrayMap(x -> abs(x), kept))) / nullIf(tokens, 0) AS mean_abs
+FROM (
+    SELECT t.sequence AS sequence, t.name AS name, arrayFilter(
+        x -> isFinite(x),
+        arrayMap(
+            (v, m, r) -> if(m = 1, toFloat64(v) - if(name = 'log_probs', toFloat64(r), 0), nan),
+            t.said, s.loss_mask, s.rollout_log_probs
+        )
+    ) AS kept
+    FROM stats AS t
+    INNER JOIN (
+        SELECT run_id, prompt_uid, group_id, recipe, trajectory_uid, sample_id, loss_mask, rollout_log_probs
+        FROM ${database}.samples FINAL WHERE (run_id, prompt_uid) IN (SELECT run_id, prompt_uid FROM stats)
+    ) AS s ON t.run_id = s.run_id AND t.prompt_uid = s.prompt_uid AND t.group_id = s.group_id AND t.recipe = s.recipe
+        AND t.trajectory_uid = s.trajectory_uid AND t.sample_id = s.sample_id
+    WHERE length(t.said) = length(s.loss_mask)
+)
+GROUP BY sequence, what ORDER BY sequence
+"""
+"""Trained tokens of the newest hundred batches: entropy, and the trainer's log-prob less the engine's, nats; the parameter
+is `recipe`."""

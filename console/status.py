@@ -1,11 +1,13 @@
-"""Rows of the pool and answers of the processes become one document: what the page shows and `/status.json` says.
+"""Rows of the pool and answers of the processes become one document: what the screen Flow shows and `/flow.json` says.
 
 Pure. Unknown is None, never 0: a pool that is away has no numbers, an unasked process no state.
 """
 
 import json
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -45,6 +47,15 @@ class BatchPoint(_Part):
     groups: int
     excluded: int
     reward: float | None
+    reward_std: float | None
+    """Mean over its groups of their deviation."""
+    drift: float | None = None
+    """Share of its steps whose prompt was meant to go on from another and differs; docs/samples.md."""
+    length: float | None
+    """Mean tokens of a sample."""
+    trained_tokens: int | None
+    stalest: int | None
+    """Versions that the oldest trained token was behind at the cut."""
     policy_version: int | None
     """The weights that its optimiser step made; None: not yet acknowledged."""
     at: float
@@ -61,8 +72,12 @@ class RecipeLine(_Part):
     algorithm: str | None
     group_size: int | None
     batch_groups: int | None
+    """None: not known, or the batch is by tokens."""
+    batch_tokens: int | None
     ready: int
     """Ready groups that no batch has yet."""
+    oldest_ready: float | None
+    """Since when the oldest of them waits, in seconds since the epoch."""
     batches: tuple[BatchPoint, ...]
     """The newest ones, oldest first."""
 
@@ -109,6 +124,16 @@ class Process(_Part):
     url: str
 
 
+class Engine(_Part):
+    """An engine as the gateway sees it; None: it does not say."""
+
+    name: str
+    up: bool | None
+    in_flight: int | None
+    versions: tuple[int, ...] = ()
+    """Newest weights that it serves, of each run that said so."""
+
+
 class Lag(_Part):
     """What a process has not taken in yet; None: it does not say."""
 
@@ -130,7 +155,10 @@ class Status(_Part):
     pool: Pool
     numbers: Numbers | None
     processes: tuple[Process, ...]
+    engines: tuple[Engine, ...]
     lags: tuple[Lag, ...]
+    dead_letters: int | None
+    """Records that could not be read or stored, and did not go back; `claw dlq` shows them."""
     open_groups: int | None
     calls_in_flight: int | None
     urls: dict[str, str]
@@ -159,7 +187,7 @@ def fold_numbers(at: float, found: Mapping[str, Sequence[Row]]) -> Numbers:
             for row in found["fates"]
             if row["outcome"] != "emitted"
         ),
-        recipes=_recipes(found["recipes"], found["ready"], found["curve"]),
+        recipes=_recipes(found["recipes"], found["ready"], found["oldest"], found["curve"]),
         policies=tuple(
             PolicyLine(run_id=row["run_id"], engine=row["engine"] or None, version=int(row["version"]), at=row["at"])
             for row in found["policies"]
@@ -176,7 +204,10 @@ def _stage(table: str, count: int, recent: Iterable[Row]) -> Stage:
     return Stage(name=table, count=count, per_second=rate, recent=tuple(reversed(buckets)))
 
 
-def _recipes(recipes: Iterable[Row], ready: Iterable[Row], curve: Iterable[Row]) -> tuple[RecipeLine, ...]:
+def _recipes(
+    recipes: Iterable[Row], ready: Iterable[Row], oldest: Iterable[Row], curve: Iterable[Row]
+) -> tuple[RecipeLine, ...]:
+    since = {row["recipe"]: float(row["since"]) for row in oldest}
     waiting = {row["recipe"]: max(0, int(row["ready"]) - int(row["cut"])) for row in ready}
     points: dict[str, list[BatchPoint]] = {}
     for row in curve:
@@ -185,22 +216,36 @@ def _recipes(recipes: Iterable[Row], ready: Iterable[Row], curve: Iterable[Row])
                 sequence=int(row["sequence"]),
                 groups=int(row["groups"]),
                 excluded=int(row["excluded"]),
-                reward=None if row["reward"] is None else float(row["reward"]),
-                policy_version=None if row["policy_version"] is None else int(row["policy_version"]),
+                reward=_float(row["reward"]),
+                reward_std=_float(row["reward_std"]),
+                drift=_float(row["drifted"]),
+                length=_float(row["length"]),
+                trained_tokens=_int(row["trained_tokens"]),
+                stalest=_int(row["stalest"]),
+                policy_version=_int(row["policy_version"]),
                 at=float(row["at"]),
             )
         )
     known = {row["name"]: row for row in recipes}
     lines = [
-        _recipe(name, known.get(name), waiting.get(name, 0), points.get(name, []))
+        _recipe(name, known.get(name), waiting.get(name, 0), since.get(name), points.get(name, []))
         for name in sorted({*known, *waiting, *points})
     ]
     return tuple(sorted(lines, key=lambda line: not line.in_force))
 
 
-def _recipe(name: str, row: Row | None, ready: int, batches: Sequence[BatchPoint]) -> RecipeLine:
+def _float(value: Any) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _int(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _recipe(name: str, row: Row | None, ready: int, oldest: float | None, batches: Sequence[BatchPoint]) -> RecipeLine:
     text = row["recipe"] if row is not None else ""
     recipe: dict[str, Any] = json.loads(text) if text else {}
+    batch = recipe.get("batch", {})
     return RecipeLine(
         name=name,
         version=int(row["version"]) if row is not None else None,
@@ -209,13 +254,69 @@ def _recipe(name: str, row: Row | None, ready: int, batches: Sequence[BatchPoint
         channel=recipe.get("channel"),
         algorithm=recipe.get("algorithm"),
         group_size=recipe.get("group", {}).get("size"),
-        batch_groups=recipe.get("batch", {}).get("groups"),
+        batch_groups=None if batch.get("tokens") else batch.get("groups"),
+        batch_tokens=batch.get("tokens"),
         ready=ready,
+        oldest_ready=oldest if ready else None,
         batches=tuple(batches),
     )
 
 
-def sum_gauge(samples: Iterable[tuple[str, float]], name: str) -> int | None:
+class Gauge(NamedTuple):
+    """A number that a process exports."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
+
+
+def sum_gauge(samples: Iterable[Gauge], name: str) -> int | None:
     """A gauge summed over its labels; None if the process does not export it."""
-    values = [value for sample, value in samples if sample == name]
+    values = [sample.value for sample in samples if sample.name == name]
     return round(sum(values)) if values else None
+
+
+def engines_of(samples: Iterable[Gauge], policies: Iterable[PolicyLine]) -> tuple[Engine, ...]:
+    """The gateways' engines, by name: calls in flight of all gateways together; up, if any of them is answered."""
+    of: dict[str, dict[str, float]] = {}
+    for sample in samples:
+        if "engine" in sample.labels:
+            said = of.setdefault(sample.labels["engine"], {})
+            said[sample.name] = said.get(sample.name, 0.0) + sample.value
+    kept = list(policies)
+    return tuple(
+        Engine(
+            name=name,
+            up=_up(said.get("claw_gateway_engine_up")),
+            in_flight=_int(said.get("claw_gateway_engine_in_flight")),
+            versions=tuple(sorted({line.version for line in kept if _plain(line.engine) == _plain(name)})),
+        )
+        for name, said in sorted(of.items())
+    )
+
+
+def _plain(engine: str | None) -> str | None:
+    """An engine's name as metrics have it: its URL without the scheme, other signs than letters and digits as one."""
+    return None if engine is None else re.sub(r"[^A-Za-z0-9]+", "-", engine.rpartition("://")[2]).strip("-")
+
+
+def _up(value: float | None) -> bool | None:
+    return None if value is None else value >= 1
+
+
+def shape_curves(rows: Iterable[Row]) -> dict[str, Any]:
+    """Curves of trained tokens: a point for each batch that has one, and why a curve is not there."""
+    points: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        point = points.setdefault(int(row["sequence"]), {"entropy": None, "mismatch": None, "mismatch_abs": None})
+        point[row["what"]] = _float(row["mean"])
+        if row["what"] == "mismatch":
+            point["mismatch_abs"] = _float(row["mean_abs"])
+    return {
+        "points": [{"sequence": sequence, **point} for sequence, point in sorted(points.items())],
+        "missing": {
+            name: f'no trainer sent it: batch.commit(…, token_stats={{"{sent}": …}}) records it'
+            for name, sent in (("entropy", "entropy"), ("mismatch", "log_probs"))
+            if not any(point[name] is not None for point in points.values())
+        },
+    }

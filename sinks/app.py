@@ -22,17 +22,17 @@ from aiokafka.errors import OffsetOutOfRangeError
 
 from claw_r1 import bus, membership, metrics
 from claw_r1.clickhouse import ClickHouse
-from claw_r1.codec import decode
+from claw_r1.codec import MOVED, decode, header
 from claw_r1.errors import InvalidRecord, RetryableError, UserError
 from claw_r1.health import HealthServer
 from claw_r1.membership import BROKER_DEADLINE, NEVER_IDLE_MS, Fenced
 from claw_r1.settings import SinksSettings
-from claw_r1.topics import BATCH_PREFIX, all_topics
+from claw_r1.topics import BATCH_PREFIX, OUTCOMES, all_topics
 from sinks import migrations
 from sinks.dlq import DeadLetters, InvalidBudget
 from sinks.plan import Commit, Dead, Limits, LostRecords, Partition
 from sinks.purged import drop_purged, list_purged
-from sinks.rows import NOT_STORED, Place, list_rows
+from sinks.rows import Place, list_rows
 from sinks.writer import insert_promised
 
 log = logging.getLogger("claw.sinks")
@@ -48,6 +48,8 @@ PURGES_AGE: Final = 1.0
 """A purge that another sink stored is known after this many seconds."""
 BUSIEST: Final = 0.7
 """Under load a flush waits up to this many seconds, so that inserting takes at most a fifth of the time."""
+BEHIND: Final = 2.0
+"""It waits up to this many while the log is far ahead: rows that are late anyway come in fewer, larger inserts."""
 
 
 def topic_pattern() -> str:
@@ -215,14 +217,14 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
             self._waiting = None if self._partitions else self._waiting
 
     def _is_full(self) -> bool:
-        return any(partition.pending.fills(self._limits) for partition in self._partitions.values())
+        return any(partition.pending.fills(self._limits(tp, partition)) for tp, partition in self._partitions.items())
 
     async def _list_due(self) -> dict[TopicPartition, Partition]:
         now = time.monotonic()
         due = {}
         for tp, partition in list(self._partitions.items()):
             reached = await membership.find_position(self._consumer, tp) if partition.promised else None
-            if partition.due(now, self._limits, reached or 0):
+            if partition.due(now, self._limits(tp, partition), reached or 0):
                 due[tp] = partition
         return due
 
@@ -241,13 +243,13 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         if self._flushing is not None:
             return POLL_SECONDS
         now = time.monotonic()
-        waits = [p.range.since + self._limits.age - now for p in self._partitions.values() if p.range.count]
+        waits = [p.range.since + self._limits(tp, p).age - now for tp, p in self._partitions.items() if p.range.count]
         return min(POLL_SECONDS, max(0.0, min(waits, default=POLL_SECONDS)))
 
-    @property
-    def _limits(self) -> Limits:
+    def _limits(self, tp: TopicPartition, partition: Partition) -> Limits:
         settings = self._settings
-        age = max(settings.flush_age, min(BUSIEST, 4 * self._last_flush))
+        behind = partition.is_behind(membership.find_end(self._consumer, tp), POLL_RECORDS)
+        age = max(settings.flush_age, BEHIND if behind else min(BUSIEST, 4 * self._last_flush))
         return Limits(settings.flush_rows, settings.flush_bytes, age)
 
     def _take(self, tp: TopicPartition, records: list[ConsumerRecord]) -> None:
@@ -267,6 +269,9 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         if record.value is None:
             metrics.SINKS_DROPPED.labels("tombstone").inc()
             return [], None
+        if record.topic == OUTCOMES and header(record.headers, MOVED) is not None:
+            metrics.SINKS_DROPPED.labels("moved").inc()
+            return [], None
         place = Place(record.topic, record.partition, record.offset, record.timestamp)
         try:
             event = decode(record.headers, record.value)
@@ -277,7 +282,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
             )
             self._budget.invalid(record.topic, error)
             return [], Dead(record, error)
-        if type(event) in NOT_STORED:
+        if not rows:
             metrics.SINKS_DROPPED.labels("not_stored").inc()
         self._budget.valid(record.topic)
         return rows, None
@@ -346,9 +351,8 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
             await asyncio.wait_for(self._stop.wait(), self._backoff)
 
     def _report_lag(self) -> None:
-        for tp in self._consumer.assignment().intersection(self._partitions):
-            partition, end = self._partitions[tp], self._consumer.last_stable_offset(tp)
-            if end is not None and end >= 0:
+        for tp, partition in self._partitions.items():
+            if (end := membership.find_end(self._consumer, tp)) is not None:
                 lag = max(0, end - partition.first) if partition.range.count or partition.promised else 0
                 metrics.SINKS_LAG.labels(tp.topic, str(tp.partition)).set(lag)
 

@@ -141,6 +141,10 @@ class Partition:
         """Whether to flush: the promised range is whole (`reached`: the next offset to come), or a limit is passed."""
         return self.range.passes(limits, now) if self.last is None else reached > self.last
 
+    def is_behind(self, end: int | None, least: int) -> bool:
+        """Whether of a log that ends there (None: not known) as much again as is buffered is to come, and more than `least`."""
+        return end is not None and end - self.next > max(least, self.range.count)
+
     def promise(self) -> Commit:
         """Fix the range that is buffered now; to be committed before its insert, and as often as one likes."""
         if self.last is None:

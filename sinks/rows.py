@@ -17,6 +17,7 @@ import msgspec
 from claw_r1 import events
 from claw_r1.errors import InvalidRecord
 from claw_r1.events import Event
+from claw_r1.topics import EVENTS
 
 ROWS_VERSION: Final = 5
 
@@ -542,16 +543,21 @@ NOT_STORED: Final[dict[type[Event], str]] = {
 }
 """Events that become no row, each with the reason."""
 
+COPIED: Final = (events.Decision, events.RunPurged)
+"""Facts that streams tell a recipe's trainer again, on its topic: the row is that of the fact among the events."""
+
 TABLES: Final[dict[str, Table]] = {
     table.name: table for table in (*(table for tables in STORED.values() for table in tables), CUT_MEMBERS)
 }
 
 
 def list_rows(event: Event, place: Place) -> list[tuple[str, tuple[Any, ...]]]:
-    """(table, row) of every row that the event becomes; none for an event in NOT_STORED.
+    """(table, row) of every row that the event becomes; none for an event in NOT_STORED, or a copy.
 
     Raises InvalidRecord("unstorable") if a value has no form in its column.
     """
+    if isinstance(event, COPIED) and place.topic != EVENTS:
+        return []
     try:
         return [(table.name, table.row(source, place)) for table, source in _sources(event)]
     except (TypeError, ValueError, OverflowError, RecursionError) as error:

@@ -13,10 +13,11 @@ from typing import Any
 
 import faust
 from aiokafka import TopicPartition
+from faust.auth import SASLCredentials, SSLCredentials
 from faust.transport.drivers.aiokafka import Consumer, Producer, Transport
 from faust.types import TP
 
-from claw_r1 import bus, metrics
+from claw_r1 import bus, metrics, wire
 from claw_r1.health import HealthServer
 from claw_r1.settings import StreamsSettings
 from claw_r1.topics import EVENTS, OUTCOMES, RECIPES, TRAJECTORIES
@@ -98,6 +99,7 @@ class StreamWorker:
         app = StatelessApp(
             settings.app,
             broker=[f"kafka://{server}" for server in settings.kafka.split(",")],
+            broker_credentials=_credentials(),
             broker_session_timeout=settings.session_timeout,
             broker_heartbeat_interval=min(2.9, settings.session_timeout / 3),
             broker_rebalance_timeout=15,
@@ -287,6 +289,20 @@ class StreamWorker:
 
     def why_waiting(self) -> str | None:
         return self._waiting
+
+
+def _credentials() -> Any:
+    """What Faust's own clients show to the brokers: the same as all others; None: nothing is asked."""
+    options = wire.kafka_options()
+    context = options.get("ssl_context")
+    if "sasl_mechanism" in options:
+        return SASLCredentials(
+            username=options["sasl_plain_username"],
+            password=options["sasl_plain_password"],
+            mechanism=options["sasl_mechanism"],
+            ssl_context=context,
+        )
+    return None if context is None else SSLCredentials(context)
 
 
 async def run(settings: StreamsSettings, stop: asyncio.Event) -> None:

@@ -8,9 +8,9 @@ trained follows from the exact links alone.
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from claw_r1.prefix_tree import count_common
 from streams.forest import Link, Node, Places
 from streams.holes import Talk
-from streams.tree import count_common
 
 BORDER: Final = 4
 """Tokens at a response's end, such as an end of turn and a line feed, that templates write in other ways."""

@@ -12,8 +12,8 @@ from typing import Any
 
 from claw_r1.errors import InvalidRecord
 from claw_r1.events import LinkKind, Packed, Step
+from claw_r1.prefix_tree import Segment, grow, locate, new_tree, spell
 from streams.join import order_steps
-from streams.tree import Segment, grow, locate, new_tree, spell
 
 
 @dataclass(frozen=True, slots=True)

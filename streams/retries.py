@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from claw_r1.events import Step
+from claw_r1.prefix_tree import locate
 from streams.drift import common_tokens
 from streams.forest import Node, Places
 from streams.holes import Talk
-from streams.tree import locate
 
 HUNG_UP: Final = "hung_up"
 

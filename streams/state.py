@@ -67,6 +67,9 @@ class PartitionState:
     groups: dict[Key, GroupState] = field(default_factory=dict)
     closed: OrderedDict[Key, Closed] = field(default_factory=OrderedDict)
     recipes: list[ActiveRecipe] = field(default_factory=list)
+    """The newest version of each."""
+    runs: dict[str, set[str]] = field(default_factory=dict)
+    """By recipe the runs of all its versions: what an earlier one emitted may wait on the recipe's topic still."""
     ledger: Ledger = field(default_factory=Ledger)
     """Empty but during a replay."""
     restored: dict[Key, GroupState] = field(default_factory=dict)
@@ -85,7 +88,7 @@ class PartitionState:
         """Take the recipe versions that began in this partition before offset `before`; later ones come by replay."""
         mine = [r for r in records if r.partition == self.partition and r.begins < before]
         for r in sorted(mine, key=lambda r: r.begins):
-            self._activate(ActiveRecipe(r.begins, r.name, r.version, r.recipe))
+            self._activate(ActiveRecipe(r.begins, r.name, r.version, r.recipe, r.run_id))
 
     def load_ledger(self, outcomes: Iterable[Outcome]) -> None:
         """Take the outcomes that this partition's earlier owners wrote, before the replay."""
@@ -173,7 +176,7 @@ class PartitionState:
         if any(r.name == fact.name and r.version >= fact.version for r in self.recipes):
             self.duplicates += 1
             return []
-        self._activate(ActiveRecipe(offset, fact.name, fact.version, fact.recipe))
+        self._activate(ActiveRecipe(offset, fact.name, fact.version, fact.recipe, fact.run_id))
         known = RecipeActive(
             name=fact.name,
             version=fact.version,
@@ -187,13 +190,18 @@ class PartitionState:
 
     def _activate(self, active: ActiveRecipe) -> None:
         self.recipes = [r for r in self.recipes if r.name != active.name] + [active]
+        run_id = active.run_id if active.recipe is None else active.recipe.run_id
+        if run_id is not None:
+            self.runs.setdefault(active.name, set()).add(run_id)
 
     def _purge(self, fact: RunPurged) -> list[Output]:
+        """The run's open groups are discarded; trainers are told, since what was emitted before waits on their topics."""
         outputs: list[Output] = []
         for group in [g for g in self.groups.values() if g.run_id == fact.run_id]:
             group.stopped = "run_purged"
             outputs += self._judge(group)
-        return outputs
+        told = sorted(name for name, runs in self.runs.items() if fact.run_id in runs)
+        return outputs + [Output(batch_topic(name), fact, fact.run_id.encode()) for name in told]
 
     # ------------------------------------------------------------------------------------------------------------ groups
 

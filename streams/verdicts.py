@@ -15,6 +15,8 @@ class ActiveRecipe:
     name: str
     version: int
     recipe: Recipe | None
+    run_id: str | None = None
+    """Of a version that ends the recipe; None: as the recipe says."""
 
 
 @dataclass(slots=True)

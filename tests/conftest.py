@@ -1,29 +1,37 @@
-"""Fixtures of the whole suite: the real broker and the real ClickHouse engine, started once a run."""
+"""Fixtures of the whole suite: the real broker and the real ClickHouse engine, started once a run, and a broker to spare."""
 
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from claw_r1.local.stack import BACKENDS, RunningStack, running_stack
+from claw_r1.local.stack import BACKENDS, RunningStack, is_ready, running_stack
 
 Stack = RunningStack
 
 LONGEST_FIRST = ("kill", "e2e", "fuzz", "integration", "contract", "architecture", "unit")
 """Folders of tests; what waits for processes comes first, so that at a run's end no worker waits for one long file."""
+TOGETHER = ("vllm", "clients", "trainers", "browser")
+"""Folders whose files share what is dear to start."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the files by kind; within one nothing changes."""
+    """Order the files by kind, and say which go to one worker: a file's tests, or a folder's; within one nothing changes."""
     kinds = {name: place for place, name in enumerate(LONGEST_FIRST)}
     root = Path(__file__).parent
 
-    def place(item: pytest.Item) -> int:
-        inside = item.path.relative_to(root).parts if item.path.is_relative_to(root) else ()
-        return kinds.get(inside[0], 0) if inside else 0
+    @cache
+    def inside(path: Path) -> tuple[str, ...]:
+        return path.relative_to(root).parts if path.is_relative_to(root) else (path.name,)
 
-    items.sort(key=place)
+    items.sort(key=lambda item: kinds.get(inside(item.path)[0], 0))
+    for item in items:
+        parts = inside(item.path)
+        shared = "vllm" if item.get_closest_marker("vllm") else parts[0]
+        item.add_marker(pytest.mark.xdist_group(shared if shared in TOGETHER else "/".join(parts)))
 
 
 def wait_until(condition: Callable[[], bool], *, what: str, timeout: float = 60.0) -> None:
@@ -42,3 +50,24 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """
     with running_stack(tmp_path_factory.mktemp("stack"), processes=BACKENDS) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def _spare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with running_stack(tmp_path_factory.mktemp("spare"), processes=("kafka",)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def spare(_spare: Stack) -> Stack:
+    """A broker that tests may kill, freeze and fill: to each file as if it were new, without topics and offsets.
+
+    Members of a group that were killed are still waited for, as in `forget_all`: a file that leaves some starts its own.
+    """
+    from tests.log import forget_all
+
+    wait_until(
+        lambda: is_ready(_spare.state.processes["kafka"]), what="the spare broker is ready, whatever was done to it"
+    )
+    forget_all(_spare.kafka)
+    return _spare

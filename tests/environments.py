@@ -9,11 +9,13 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from claw_r1.local.jars import cache_dir
@@ -87,3 +89,51 @@ def free_gb(path: Path) -> float:
         there = there.parent
     state = os.statvfs(there)
     return state.f_bavail * state.f_frsize / 1e9
+
+
+@dataclass(frozen=True)
+class Wheels:
+    """Pinned wheels for Linux on x86-64 that not every machine can take, in an environment of their own."""
+
+    what: str
+    """In words."""
+    name: str
+    lock: Path
+    disk_gb: float
+    """Needed while they are not there."""
+    imports: str
+    """A statement that proves that they work."""
+    needs: Callable[[], str | None] = lambda: None
+    """Why the machine cannot run them for another reason, or None."""
+
+    def place(self) -> Path:
+        return environment(self.name, self.lock)
+
+    def cannot(self) -> str | None:
+        """Why this machine cannot have them, or None."""
+        if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+            return f"this machine is {sys.platform} on {platform.machine()}: {self.what} is pinned for Linux on x86-64"
+        if (reason := self.needs()) is not None:
+            return reason
+        free = free_gb(self.place())
+        if not is_made(self.place()) and free < self.disk_gb:
+            return (
+                f"this machine has {free:.0f} GB of disk free, {self.what} is installed only above {self.disk_gb:.0f}"
+            )
+        return None
+
+    def install(self, where: Path) -> None:
+        """Raises NotInstalledError."""
+        make_venv(where, self.lock)
+        run([str(where / "bin" / "python"), "-c", self.imports], cwd=where)
+
+    def main(self) -> None:
+        """Make the environment unless it is there; where the machine cannot have it, say so and end well."""
+        reason = self.cannot()
+        if reason is not None:
+            print(f"Not installed: {reason}")
+            return
+        try:
+            make_environment(self.place(), self.install)
+        except NotInstalledError as error:
+            sys.exit(f"{self.what} cannot be installed.\n{error}")

@@ -2,21 +2,56 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
+
 from claw_r1 import bus, topics
-from claw_r1.codec import decode, encode
+from claw_r1.codec import Record, decode, encode
 from claw_r1.events import Event, Fact, GroupReady, Outcome, Sample
+from tests.conftest import wait_until
+from tests.forms import todays
+
+STREAMS_GROUP = "claw-streams"
 
 
-async def send(kafka: str, facts: Iterable[Fact], *, partition: int | None = None) -> None:
+def forget_all(kafka: str) -> None:
+    """Make a broker as new for stream workers, who own whole topics: it keeps no topic, and no offset of one.
+
+    A member of their group that was killed is still waited for, unless one of the same name comes.
+    """
+
+    async def delete() -> bool:
+        try:
+            async with bus.admin(kafka) as client:
+                await client.delete_topics([name for name in await client.list_topics() if not name.startswith("__")])
+        except KafkaError:  # it is only just back, and knows no broker yet, not even itself
+            return False
+        return True
+
+    def is_clean() -> bool:  # offsets go a little after their topic
+        return not any(asyncio.run(bus.committed_offsets(kafka, STREAMS_GROUP, places)).values())
+
+    places = [TopicPartition(topics.EVENTS, number) for number in range(topics.DEFAULT_EVENTS_PARTITIONS)]
+    wait_until(lambda: asyncio.run(delete()), what="no topic is left")
+    wait_until(is_clean, what="no offset is left")
+
+
+async def send(
+    kafka: str,
+    facts: Iterable[Fact],
+    *,
+    partition: int | None = None,
+    form: Callable[[Record], Record] = todays,
+) -> None:
     """Publish facts in order and wait until all are acknowledged."""
     producer = await bus.start_producer(kafka, client_id="test")
     try:
         futures = []
         for fact in facts:
-            record = encode(fact, source="test")
+            record = form(encode(fact, source="test"))
             futures.append(
                 await producer.send(
                     topics.EVENTS, record.value, key=record.key, headers=record.headers, partition=partition

@@ -1,12 +1,12 @@
 """What a test of the pool stands on: one event of every type, a way to write it to its topic, and questions in SQL."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from claw_r1 import bus, topics
 from claw_r1.clickhouse import ClickHouse
-from claw_r1.codec import encode, pack_floats
+from claw_r1.codec import Record, encode, pack_floats
 from claw_r1.errors import RetryableError
 from claw_r1.events import (
     Annotation,
@@ -53,6 +53,7 @@ from tests.factories import (
     an_end,
     an_open,
 )
+from tests.forms import todays
 
 Located = tuple[str, Event]
 """A topic and an event on it."""
@@ -260,7 +261,9 @@ def of_run(table: str, run: str) -> str:
     return f"{column} = '{run}-purged'" if table == "purges" else f"{column} = '{run}'"
 
 
-async def _write(kafka: str, events: Iterable[Located], transaction: str | None) -> None:
+async def _write(
+    kafka: str, events: Iterable[Located], transaction: str | None, form: Callable[[Record], Record]
+) -> None:
     producer = await bus.start_producer(kafka, client_id="test", transactional_id=transaction)
     try:
         if transaction:
@@ -269,7 +272,7 @@ async def _write(kafka: str, events: Iterable[Located], transaction: str | None)
         await bus.track_topics(producer, *{topic for topic, _event in events})
         futures = []
         for topic, event in events:
-            record = encode(event, source="test", key=getattr(event, "prompt_uid", "key").encode())
+            record = form(encode(event, source="test", key=getattr(event, "prompt_uid", "key").encode()))
             futures.append(await producer.send(topic, record.value, key=record.key, headers=record.headers))
         await asyncio.wait_for(asyncio.gather(*futures), 60)
         if transaction:
@@ -278,9 +281,15 @@ async def _write(kafka: str, events: Iterable[Located], transaction: str | None)
         await producer.stop()
 
 
-def write(kafka: str, events: Iterable[Located], *, transaction: str | None = None) -> None:
+def write(
+    kafka: str,
+    events: Iterable[Located],
+    *,
+    transaction: str | None = None,
+    form: Callable[[Record], Record] = todays,
+) -> None:
     """Publish in order, in one transaction if named; done when all are acknowledged."""
-    asyncio.run(_write(kafka, events, transaction))
+    asyncio.run(_write(kafka, events, transaction, form))
 
 
 class Pool:

@@ -3,13 +3,11 @@
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-ROOT = Path(__file__).parents[1]
+from tests.warm import ROOT, Started
 
 
 class Worker:
@@ -20,13 +18,12 @@ class Worker:
         self.log = log
         self._env = {k: v for k, v in os.environ.items() if not k.startswith("CLAW_")}
         self._env |= {f"CLAW_{name.upper()}": str(value) for name, value in settings.items()}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Started | None = None
         self.starts = 0
 
     def start(self) -> Self:
         with self.log.open("ab") as stderr:
-            command = [sys.executable, "-m", self.stage]
-            self._process = subprocess.Popen(command, cwd=ROOT, env=self._env, stderr=stderr, stdout=stderr)
+            self._process = Started(self.stage, cwd=ROOT, env=self._env, stdout=stderr, stderr=stderr)
         self.starts += 1
         return self
 

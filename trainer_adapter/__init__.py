@@ -6,6 +6,7 @@ from trainer_adapter.oneshot import build_batch
 from trainer_adapter.rebuild import rebuild_batch
 from trainer_adapter.stream import AsyncBatch, AsyncBatchStream, NoBatchYet
 from trainer_adapter.sync import Batch, BatchStream
+from trainer_adapter.tenure import RecipeHeld
 
 __all__ = [
     "AsyncBatch",
@@ -15,6 +16,7 @@ __all__ = [
     "Group",
     "NoBatchYet",
     "NoColumn",
+    "RecipeHeld",
     "Superseded",
     "TrainingBatch",
     "build_batch",

@@ -6,32 +6,65 @@ replay is compared by it. Nothing is padded here.
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from claw_r1.algorithms import PRESETS
-from claw_r1.codec import unpack_floats, unpack_ids, unpack_mask
 from claw_r1.errors import UserError
-from claw_r1.events import BlobRef, ExpertsSpan, GroupReady, Sample, StepSpan, VersionSpan
+from claw_r1.events import BlobRef, ExpertsSpan, GroupReady, StepSpan, VersionSpan
 from trainer_adapter import advantages
 from trainer_adapter.credit import Course, Gae, estimate, list_courses, place_rewards, subtract_rollout
+from trainer_adapter.formats import Formats
+from trainer_adapter.packing import Packing, read_only
+from trainer_adapter.records import Mark, Row, make_part, mark_of
 
 if TYPE_CHECKING:
     from trainer_adapter.shard import Balance, Shard
-    from trainer_adapter.targets.layout import Side
-    from trainer_adapter.targets.torch import Layout
 
 Json = dict[str, Any]
+P = TypeVar("P", bound=BaseModel)
 
 
 class NoColumn(UserError, AttributeError):
     """The batch's algorithm has no such column, or the recipe does not ask for what it is made of."""
+
+
+class Parts(Generic[P]):
+    """A column of parts of events, [n]: held as they were read, and made when they are asked for."""
+
+    def __init__(self, model: type[P]) -> None:
+        self._model = model
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, batch: object, owner: type | None = None) -> tuple[tuple[P, ...], ...]:
+        if batch is None:
+            raise AttributeError(self._name)  # a dataclass asks for a default: there is none
+        held = vars(batch)
+        if (made := held.get(self._name)) is None:
+            parts = held[_AS_READ + self._name]
+            made = held[self._name] = tuple(tuple(make_part(self._model, part) for part in row) for row in parts)
+        return made
+
+    def __set__(self, batch: object, parts: tuple[tuple[Any, ...], ...]) -> None:
+        vars(batch)[_AS_READ + self._name] = parts
+
+
+_AS_READ: Final = "as read: "
+
+
+def held_of(batch: "TrainingBatch") -> Json:
+    """The fields of a TrainingBatch as they are held, to make another of."""
+    held = vars(batch)
+    return {name: held[_AS_READ + name if name in _PARTS else name] for name in TrainingBatch.__dataclass_fields__}
 
 
 @dataclass(frozen=True)
@@ -53,7 +86,7 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class TrainingBatch:
+class TrainingBatch(Formats):
     """What one optimiser step gets: n samples with T tokens in all, as ragged columns.
 
     Sample i owns the tokens `offsets[i]` to `offsets[i + 1]` of every token column. Samples of a trajectory stand side by
@@ -108,9 +141,9 @@ class TrainingBatch:
     prompt_uids: tuple[str, ...]
     """[n], one per sample."""
     task_ids: tuple[str | None, ...]
-    spans: tuple[tuple[StepSpan, ...], ...]
+    spans: Parts[StepSpan] = Parts(StepSpan)
     """[n]: which tokens of the sample are which step's response, positions counted within the sample."""
-    version_spans: tuple[tuple[VersionSpan, ...], ...]
+    version_spans: Parts[VersionSpan] = Parts(VersionSpan)
     """[n]: which weights sampled which tokens, positions counted within the sample."""
     reward_components: tuple[dict[str, float], ...]
     labels: tuple[str | None, ...]
@@ -152,6 +185,13 @@ class TrainingBatch:
         """A sample column [n] repeated over each sample's tokens, [T]."""
         return np.repeat(column, self.lengths)
 
+    @cached_property
+    def index_in_group(self) -> NDArray[np.int32]:
+        """int32 [n]: number of the sample's trajectory within its group, from 0; of a shard that of the whole batch, -1 of
+        padding rows."""
+        firsts = np.searchsorted(self.group_index, self.group_index)  # rows of a group stand side by side
+        return read_only(self.trajectory_index - self.trajectory_index[firsts])
+
     @property
     def advantage(self) -> NDArray[np.float32]:
         """float32 [n]: the trajectory's advantage within its group. Of grpo, dapo, gspo, rloo, reinforce and sft; NoColumn of
@@ -174,19 +214,29 @@ class TrainingBatch:
             raise NoColumn(f"a batch of {self.algorithm} has no advantages: {_INSTEAD[self.algorithm]}")
         out = self.per_token(self.trajectory_advantages)
         out *= self.loss_mask
-        return _read_only(out)
+        return read_only(out)
+
+    @property
+    def spans_as_read(self) -> tuple[tuple[StepSpan, ...], ...]:
+        """`spans`, or what has the same attributes and costs less."""
+        return vars(self)[_AS_READ + "spans"]  # type: ignore[no-any-return]
+
+    @property
+    def version_spans_as_read(self) -> tuple[tuple[VersionSpan, ...], ...]:
+        """`version_spans`, or what has the same attributes and costs less."""
+        return vars(self)[_AS_READ + "version_spans"]  # type: ignore[no-any-return]
 
     @cached_property
     def _courses(self) -> list[Course]:
-        return list_courses(self.offsets, self.loss_mask, self.spans, self.trajectory_index)
+        return list_courses(self.offsets, self.loss_mask, self.spans_as_read, self.trajectory_index)
 
     @cached_property
     def token_rewards(self) -> NDArray[np.float32]:
         """float32 [T]: a step's own reward at its last trained token, and at the trajectory's last one what lacks to the
         trajectory's reward; 0.0 elsewhere. A trajectory's tokens, over all its samples, add up to its reward."""
         rewards = self.reward[np.flatnonzero(np.diff(self.trajectory_index, prepend=-1))].tolist()
-        placed = place_rewards(self._courses, rewards, self.offsets, self.loss_mask, self.spans)
-        return _read_only(placed.astype(np.float32))
+        placed = place_rewards(self._courses, rewards, self.offsets, self.loss_mask, self.spans_as_read)
+        return read_only(placed.astype(np.float32))
 
     @property
     def teacher_log_probs(self) -> NDArray[np.float32]:
@@ -198,6 +248,15 @@ class TrainingBatch:
         """float32 [T]: a critic's value of the state before the token; 0.0 where nothing was sampled."""
         return self._annotation("values")
 
+    def annotation_if_any(self, name: str) -> NDArray[np.float32] | None:
+        """The annotation, float32 [T]; None where no sample has it. Raises NoColumn where some have it and others lack it: a
+        trainer that took it from one batch and not from the next would do so by accident."""
+        if name in self.annotations_missing:
+            raise NoColumn(
+                f"{self.annotations_missing[name]} trained tokens have no {name}, others do: {_requires(name)}"
+            )
+        return self.annotations.get(name)
+
     def _annotation(self, name: str) -> NDArray[np.float32]:
         if name not in self.annotations:
             raise NoColumn(f"not every sample has {name}: {_requires(name)}")
@@ -207,7 +266,7 @@ class TrainingBatch:
     def chosen(self) -> NDArray[np.bool_]:
         """bool [n], of dpo: True on the samples of a pair's better trajectory, False on those of its worse one."""
         self._of("dpo", "chosen")
-        return _read_only(np.array([label == "chosen" for label in self.labels], np.bool_))
+        return read_only(np.array([label == "chosen" for label in self.labels], np.bool_))
 
     @cached_property
     def pair_index(self) -> NDArray[np.int32]:
@@ -228,7 +287,7 @@ class TrainingBatch:
     def desirable(self) -> NDArray[np.bool_]:
         """bool [n], of kto: whether the sample's trajectory is labelled desirable; False is undesirable."""
         self._of("kto", "desirable")
-        return _read_only(np.array([label == "desirable" for label in self.labels], np.bool_))
+        return read_only(np.array([label == "desirable" for label in self.labels], np.bool_))
 
     def _of(self, algorithm: str, column: str) -> None:
         if self.algorithm != algorithm:
@@ -238,16 +297,16 @@ class TrainingBatch:
     def policy_version(self) -> NDArray[np.int64]:
         """int64 [T]: the weights that sampled the token; -1 where `policy_version_known` is False."""
         out = np.full(self.tokens, -1, np.int64)
-        for base, spans in zip(self.offsets, self.version_spans, strict=False):
+        for base, spans in zip(self.offsets, self.version_spans_as_read, strict=False):
             for span in spans:
                 if span.version is not None:
                     out[base + span.start : base + span.end] = span.version
-        return _read_only(out)
+        return read_only(out)
 
     @cached_property
     def policy_version_known(self) -> NDArray[np.bool_]:
         """bool [T]: False on tokens that nothing sampled (prompts) and on sampled tokens of unknown weights."""
-        return _read_only(self.policy_version >= 0)
+        return read_only(self.policy_version >= 0)
 
     def padded(self, column: NDArray[Any], fill: float = 0) -> NDArray[Any]:
         """A token column as [n, longest sample], filled up on the right with `fill`."""
@@ -271,75 +330,14 @@ class TrainingBatch:
 
         return take_shard(self, rank, world, balance, keep_groups)
 
-    # ------------------------------------------------------------- trainers' formats: trainer_adapter/targets, docs/trainers.md
+    def pack(self, max_tokens: int) -> list[NDArray[np.int64]]:
+        """The rows as micro-batches of at most `max_tokens` tokens: int64 row numbers, each row in one of them.
 
-    def to_torch(
-        self,
-        *,
-        pad_token_id: int | None = None,
-        layout: "Layout" = "padded",
-        side: "Side" = "right",
-        length: int | None = None,
-    ) -> Json:
-        """Tensors of all columns, [n, L] `padded` on a side or [T] `packed`: see `targets.torch.arrange`."""
-        from trainer_adapter.targets.torch import to_torch
+        Of a shard all ranks get equally many. The same call gives the same everywhere. Raises UserError for a longer row.
+        """
+        from trainer_adapter.shard import pack_rows  # as above
 
-        return to_torch(self, pad_token_id=pad_token_id, layout=layout, side=side, length=length)
-
-    def to_verl(
-        self,
-        *,
-        pad_token_id: int,
-        prompt_length: int | None = None,
-        response_length: int | None = None,
-        multi_modal_inputs: Sequence[Mapping[str, Any]] | None = None,
-    ) -> Json:
-        """The arguments of verl's `DataProto.from_dict`: see `targets.verl.arrange`."""
-        from trainer_adapter.targets.verl import to_verl
-
-        return to_verl(
-            self,
-            pad_token_id=pad_token_id,
-            prompt_length=prompt_length,
-            response_length=response_length,
-            multi_modal_inputs=multi_modal_inputs,
-        )
-
-    def to_trl(self, *, num_generations: int | None = None) -> dict[str, list[Any]]:
-        """What a `rollout_func` of TRL returns: see `targets.trl.to_trl`."""
-        from trainer_adapter.targets.trl import to_trl
-
-        return to_trl(self, num_generations=num_generations)
-
-    def to_slime(self) -> dict[str, list[Any]]:
-        """slime's training data: see `targets.slime.to_slime`."""
-        from trainer_adapter.targets.slime import to_slime
-
-        return to_slime(self)
-
-    def to_prime_rl(self, *, env_name: str, temperature: float) -> list[Json]:
-        """The arguments of prime-rl's `TrainingSample`s: see `targets.prime_rl.to_prime_rl`."""
-        from trainer_adapter.targets.prime_rl import to_prime_rl
-
-        return to_prime_rl(self, env_name=env_name, temperature=temperature)
-
-    def to_openrlhf(self, *, pad_token_id: int, length: int | None = None) -> Json:
-        """The arguments of OpenRLHF's `Experience`: see `targets.openrlhf.arrange`."""
-        from trainer_adapter.targets.openrlhf import to_openrlhf
-
-        return to_openrlhf(self, pad_token_id=pad_token_id, length=length)
-
-    def to_areal(self, *, pad_token_id: int, length: int | None = None) -> Json:
-        """AReaL's trajectory batch: see `targets.areal.arrange`."""
-        from trainer_adapter.targets.areal import to_areal
-
-        return to_areal(self, pad_token_id=pad_token_id, length=length)
-
-    def to_arrow(self) -> Any:
-        """A `pyarrow.Table`, a row for each sample: see `targets.arrow.to_arrow`."""
-        from trainer_adapter.targets.arrow import to_arrow
-
-        return to_arrow(self)
+        return pack_rows(self.lengths, max_tokens)
 
     @property
     def digest(self) -> str:
@@ -366,15 +364,22 @@ class TrainingBatch:
                 yield name, f"{name} {column.dtype.str} {column.shape}\n".encode()
                 yield name, np.ascontiguousarray(column).data
         yield "identities", _encode([self.sample_ids, self.trajectory_uids, self.prompt_uids, self.task_ids])
-        yield "spans", _encode([[s.model_dump(include=_DIGESTED_SPAN) for s in spans] for spans in self.spans])
-        yield "version_spans", _encode([[s.model_dump() for s in spans] for spans in self.version_spans])
+        spans = [
+            [_DigestedSpan(s.end, s.reward, s.start, s.step_id, s.step_index) for s in row]
+            for row in self.spans_as_read
+        ]
+        yield "spans", _encode(spans)
+        versions = [
+            [_DigestedVersion(span.end, span.start, span.version) for span in row] for row in self.version_spans_as_read
+        ]
+        yield "version_spans", _encode(versions)
         yield "reward_components, metadata", _encode([self.reward_components, self.metadata])
         for name, column in self.annotations.items():
             yield f"annotations.{name}", f"annotation {name} {column.shape}\n".encode()
             yield f"annotations.{name}", np.ascontiguousarray(column).data
         for name in ("labels", "tags", "quality"):
             said = getattr(self, name)
-            if any(one not in (None, ()) for one in said):
+            if not _UNSAID.issuperset(said):
                 yield name, _encode(said)
         for name in ("routed_experts", "multi_modal_data"):
             references = getattr(self, name)
@@ -382,117 +387,79 @@ class TrainingBatch:
                 yield name, _encode([[r.model_dump() for r in of_sample] for of_sample in references])
 
 
+_UNSAID: Final = frozenset((None, ()))
+_PARTS: Final = ("spans", "version_spans")
 _DIGESTED = {name: name for name in ("offsets", "token_ids", "loss_mask", "rollout_log_probs", "reward")}
 _DIGESTED |= {"advantage": "trajectory_advantages", "token_advantages": "token_advantages"}
 _DIGESTED |= {name: name for name in ("loss_weight", "group_index", "trajectory_index", "sample_index", "n_samples")}
-"""By the name that goes into the digest."""
-_DIGESTED_SPAN = {"step_id", "step_index", "start", "end", "reward"}
-"""A span's labels of drift are not trained on. What came later than the first release is digested only where it is there:
-an older batch keeps its digest."""
+"""By the name that goes into the digest. What came later than the first release is digested only where it is there: an older
+batch keeps its digest."""
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode
+
+
+class _DigestedSpan(msgspec.Struct, gc=False):
+    """Of a span what is trained on, which its labels of drift are not."""
+
+    end: int
+    reward: float | None
+    start: int
+    step_id: str
+    step_index: int
+
+
+class _DigestedVersion(msgspec.Struct, gc=False):
+    end: int
+    start: int
+    version: int | None
 
 
 def _requires(name: str) -> str:
     return f"write `annotations: {{required: [{name}]}}` in the recipe, so that only trajectories with it are emitted"
 
 
+_WITH = "For advantages, write `algorithm: grpo` in the recipe"
 _INSTEAD = {
     "ppo": f"the trainer's critic says it. For advantages from a critic's `values`, {_requires('values')}",
-    "dpo": "it learns from `pairs` of samples that are `chosen` and rejected",
-    "kto": "it learns from samples that are `desirable` or not",
+    "dpo": f"it learns from `pairs` of samples that are `chosen` and rejected. {_WITH}",
+    "kto": f"it learns from samples that are `desirable` or not. {_WITH}",
 }
 
 
-def _read_only(column: NDArray[Any]) -> NDArray[Any]:
-    column.flags.writeable = False
-    return column
-
-
 def build_columns(
-    groups: Sequence[tuple[GroupReady, Sequence[Sample]]], algorithm: str = "grpo", gae: Gae | None = None
+    groups: Iterable[tuple[GroupReady | Mark, Iterable[Row]]],
+    algorithm: str = "grpo",
+    gae: Gae | None = None,
+    *,
+    tokens: int | None = None,
 ) -> Json:
     """The fields of a TrainingBatch that follow from its groups: every column, `groups`, and the identities.
 
     Each group comes with its samples in the marker's order; `gae` says how the advantages of ppo follow from `values`, None
-    leaves them to the trainer. Raises ValueError for an algorithm that is not known, and for a sample whose trajectory has no
-    reward among the group's members; NoColumn where a sample lacks the values or the teacher's log-probs.
+    leaves them to the trainer. Where `tokens` says how many tokens there are at most, every sample is looked at once, and then
+    let go of. Raises ValueError for an algorithm that is not known, and for a sample whose trajectory has no reward among the
+    group's members; NoColumn where a sample lacks the values or the teacher's log-probs.
     """
     if algorithm not in PRESETS:
         raise ValueError(f"no advantages are known for the algorithm {algorithm!r}")
-    samples = [sample for _, group in groups for sample in group]
-    lengths = [len(sample.loss_mask) for sample in samples]
-    loss_mask = _join((unpack_mask(s.loss_mask) for s in samples), np.uint8)
-    offsets = np.zeros(len(samples) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    trajectories = [(group_number, s.trajectory_uid) for group_number, (_, group) in enumerate(groups) for s in group]
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(trajectories))}
-    rewards = {(number, uid) for number, (marker, _) in enumerate(groups) for uid in rewards_of(marker)}
-    if unrewarded := [uid for number, uid in trajectories if (number, uid) not in rewards]:
-        raise ValueError(f"trajectory {unrewarded[0]} has a sample and no reward")
-    columns: Json = {
-        "offsets": offsets,
-        "token_ids": _join((unpack_ids(s.token_ids).view("<i4") for s in samples), np.int32),
-        "loss_mask": loss_mask,
-        "rollout_log_probs": _join((unpack_floats(s.rollout_log_probs) for s in samples), np.float32),
-        "reward": np.array([s.reward for s in samples], np.float32),
-        "loss_weight": _shares(offsets, loss_mask, [numbers[key] for key in trajectories]),
-        "group_index": np.array([group_number for group_number, _ in trajectories], np.int32),
-        "trajectory_index": np.array([numbers[key] for key in trajectories], np.int32),
-        "sample_index": np.array([s.sample_index for s in samples], np.int32),
-        "n_samples": np.array([s.n_samples for s in samples], np.int32),
-    }
-    annotations = _annotations(samples)
-    spans = tuple(s.spans for s in samples)
-    by_trajectory = _by_trajectory(groups, algorithm)
-    by_token = _by_token(columns, spans, annotations["annotations"], algorithm, gae)
-    return (
-        {name: _read_only(column) for name, column in columns.items()}
-        | {
-            "algorithm": algorithm,
-            "trajectory_advantages": None
-            if by_trajectory is None
-            else _read_only(np.array([by_trajectory[key] for key in trajectories], np.float32)),
-            "token_advantages": by_token,
-            "groups": tuple(_describe_groups(groups)),
-            "sample_ids": tuple(s.sample_id for s in samples),
-            "trajectory_uids": tuple(s.trajectory_uid for s in samples),
-            "prompt_uids": tuple(s.prompt_uid for s in samples),
-            "task_ids": tuple(s.task_id for s in samples),
-            "spans": spans,
-            "version_spans": tuple(s.version_spans for s in samples),
-            "reward_components": tuple(s.reward_components for s in samples),
-            "labels": tuple(s.label for s in samples),
-            "tags": tuple(s.tags for s in samples),
-            "quality": tuple(s.quality for s in samples),
-            "metadata": tuple(s.metadata for s in samples),
-            "routed_experts": tuple(s.routed_experts for s in samples),
-            "multi_modal_data": tuple(s.multi_modal_data for s in samples),
-        }
-        | annotations
-    )
+    if tokens is None:
+        groups = [(marker, list(samples)) for marker, samples in groups]
+        tokens = sum(len(sample.loss_mask) for _, samples in groups for sample in samples)
+    packing = Packing(tokens, advantages.BY_ALGORITHM.get(algorithm))
+    described: list[Group] = []
+    for marker, samples in groups:
+        mark = marker if isinstance(marker, Mark) else mark_of(marker, marker)
+        first = len(packing)
+        packing.put(mark.rewards, samples)
+        described.append(_describe(mark, first, len(packing)))
+    columns = packing.finish()
+    columns["groups"] = tuple(described)
+    columns["algorithm"] = algorithm
+    columns["token_advantages"] = _by_token(columns, algorithm, gae)
+    return columns
 
 
-def _by_trajectory(
-    groups: Sequence[tuple[GroupReady, Sequence[Sample]]], algorithm: str
-) -> dict[tuple[int, str], float] | None:
-    """Advantages by (number of the group, trajectory); None where the algorithm has none."""
-    advantages_of = advantages.BY_ALGORITHM.get(algorithm)
-    if advantages_of is None:
-        return None
-    return {
-        (number, uid): advantage
-        for number, (marker, _) in enumerate(groups)
-        for uid, advantage in advantages_of(rewards_of(marker)).items()
-    }
-
-
-def _by_token(
-    columns: Json,
-    spans: tuple[tuple[StepSpan, ...], ...],
-    annotations: dict[str, NDArray[np.float32]],
-    algorithm: str,
-    gae: Gae | None,
-) -> NDArray[np.float32] | None:
+def _by_token(columns: Json, algorithm: str, gae: Gae | None) -> NDArray[np.float32] | None:
+    annotations, spans = columns["annotations"], columns["spans"]
     needed = "teacher_log_probs" if algorithm == "distill" else "values" if gae is not None else None
     if needed is None:
         return None
@@ -501,58 +468,23 @@ def _by_token(
     array = annotations.get(needed, np.zeros(0, np.float32))
     offsets, mask = columns["offsets"], columns["loss_mask"]
     if gae is None:
-        return _read_only(subtract_rollout(array, columns["rollout_log_probs"], mask))
+        return read_only(subtract_rollout(array, columns["rollout_log_probs"], mask))
     numbers = columns["trajectory_index"]
     courses = list_courses(offsets, mask, spans, numbers)
     rewards = columns["reward"][np.flatnonzero(np.diff(numbers, prepend=-1))].tolist()
     placed = place_rewards(courses, rewards, offsets, mask, spans)
-    return _read_only(estimate(courses, placed, array, gae).astype(np.float32))
+    return read_only(estimate(courses, placed, array, gae).astype(np.float32))
 
 
-def _annotations(samples: Sequence[Sample]) -> Json:
-    found: dict[str, NDArray[np.float32]] = {}
-    missing: dict[str, int] = {}
-    for name in sorted({name for s in samples for name in (*s.annotations, *s.annotations_missing)}):
-        lacking = sum(
-            s.annotations_missing.get(name, s.loss_mask.count(1)) for s in samples if name not in s.annotations
-        )
-        if lacking:
-            missing[name] = lacking
-        else:
-            arrays = [s.annotations.get(name, bytes(4 * len(s.loss_mask))) for s in samples]
-            found[name] = _read_only(_join(map(unpack_floats, arrays), np.float32))
-    return {"annotations": found, "annotations_missing": missing}
-
-
-def rewards_of(marker: GroupReady) -> dict[str, float]:
-    """Trajectory → effective reward, of every rewarded member of the group."""
-    return {member.trajectory_uid: member.reward for member in marker.members if member.reward is not None}
-
-
-def _join(parts: Iterable[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
-    arrays = list(parts)
-    return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.zeros(0, dtype)
-
-
-def _shares(offsets: NDArray[np.int64], loss_mask: NDArray[np.uint8], numbers: list[int]) -> NDArray[np.float32]:
-    trained = np.diff(np.concatenate(([0], np.cumsum(loss_mask, dtype=np.int64)))[offsets])
-    whole = np.bincount(numbers, weights=trained)[numbers] if numbers else np.zeros(0)
-    return np.divide(trained, whole, out=np.zeros(len(numbers)), where=whole > 0).astype(np.float32)
-
-
-def _describe_groups(groups: Sequence[tuple[GroupReady, Sequence[Sample]]]) -> Iterable[Group]:
-    first = 0
-    for marker, samples in groups:
-        last = first + len(samples)
-        yield Group(
-            marker.group_id,
-            marker.run_id,
-            marker.prompt_uid,
-            marker.task_id,
-            first,
-            last,
-            rewards_of(marker),
-            marker.at,
-            marker.decided_at,
-        )
-        first = last
+def _describe(mark: Mark, first: int, last: int) -> Group:
+    return Group(
+        mark.group_id,
+        mark.run_id,
+        mark.prompt_uid,
+        mark.task_id,
+        first,
+        last,
+        mark.rewards,
+        mark.at,
+        mark.decided_at,
+    )

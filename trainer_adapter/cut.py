@@ -1,15 +1,15 @@
 """Ready groups become a cut: which of them the next optimiser step gets, which are left out, and why.
 
 Pure. Invariants:
-- a cut takes a prefix of the ready order: every ready group up to its last member is in it, as a member or as an exclusion
-  with a reason, so each ready group is in exactly one cut;
+- a cut goes through the ready order: every ready group below its cursor is in it or in an earlier one, as a member or as an
+  exclusion with a reason, so each ready group is in exactly one cut. Its cursor is behind its last group, or, where a mix lets
+  groups wait for a later batch, at the first of these; groups above that a cut has are remembered;
 - what people decided about a ready group before the cut is in it: applied, and named; every later decision about a group of a
   cut is said to be late;
 - cuts and commits of a recipe are one history in log order; what is durable is never judged again.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from claw_r1.events import BatchCut, BatchTrained, CutDecision, CutExclusion, CutMember, Event, Outcome
@@ -17,7 +17,8 @@ from claw_r1.ids import derived_id, split_group_id
 from claw_r1.recipes import Recipe
 from trainer_adapter.credit import name_annotations
 from trainer_adapter.decisions import LateDecision, list_futile
-from trainer_adapter.groups import HeldSample, Place, ReadyGroup, Remembered, TooLate
+from trainer_adapter.filling import Filling
+from trainer_adapter.groups import Place, ReadyGroup, Remembered, TooLate
 from trainer_adapter.staleness import floor_of
 
 
@@ -29,6 +30,8 @@ class Selection:
     excluded: tuple[tuple[ReadyGroup, str], ...]
     floor: int | None = None
     """Tokens of versions below are masked; None: none are."""
+    passed: int | None = None
+    """Offset of the first group that waits for a later batch; None: none does."""
 
     @property
     def groups(self) -> tuple[ReadyGroup, ...]:
@@ -37,8 +40,9 @@ class Selection:
 
     @property
     def cursor(self) -> int:
-        """Next offset after the last member's marker."""
-        return self.members[-1].offset + 1
+        """All ready groups below have been taken."""
+        behind = max(group.offset for group in self.groups) + 1
+        return behind if self.passed is None else min(behind, self.passed)
 
     @property
     def needs(self) -> int:
@@ -46,63 +50,89 @@ class Selection:
         return min(group.first_offset for group in self.members)
 
     @property
-    def lacking(self) -> list[HeldSample]:
-        """Samples that have to be read again before the decisions about their groups can be applied."""
-        return [sample for group in self.groups for sample in group.lacking]
+    def tokens(self) -> int:
+        """Of all members, stale ones too."""
+        return sum(group.tokens for group in self.members)
 
 
-def reason_against(group: ReadyGroup, recipe: Recipe, trained: int | None) -> str | None:
-    """Why a group may not be trained now (a key of claw_r1.reasons.BATCH_EXCLUSIONS), or None.
+class Judge:
+    """Says of groups why they may not be trained now.
 
     `trained` is the newest trained policy version; while there is none, nothing is stale.
     """
-    if group.refused is not None:
-        return group.refused
-    if group.fault is not None:
-        return group.fault
-    staleness, floor = recipe.staleness, floor_of(recipe, trained)
-    left = [sample for sample in group.samples if sample.is_left(floor)]
-    if not left:
-        return "stale"
-    if (lack := _lack(left, recipe)) is not None:
-        return lack
-    if staleness.unknown == "drop" and any(sample.version_unknown for sample in group.samples):
-        return "unknown_version"
-    if floor is None and staleness.max_versions is not None and trained is not None:
-        oldest = min((s.oldest_version for s in group.samples if s.oldest_version is not None), default=trained)
-        if trained - oldest > staleness.max_versions:
-            return "stale"
-    return None
 
+    def __init__(self, recipe: Recipe, trained: int | None) -> None:
+        self._recipe = recipe
+        self._floor = floor_of(recipe, trained)
+        self._needed = name_annotations(recipe)
+        most = recipe.staleness.max_versions
+        self._oldest = None if self._floor is not None or most is None or trained is None else trained - most
+        """Groups with tokens of older versions are stale; None: none are for that."""
 
-def _lack(samples: Sequence[HeldSample], recipe: Recipe) -> str | None:
-    """What the recipe's algorithm needs and the group lacks, as one does that another version emitted."""
-    needed = name_annotations(recipe)
-    if any(not sample.annotations >= needed for sample in samples):
-        return "annotation_missing"
-    labels = {sample.label for sample in samples}
-    if recipe.algorithm == "dpo" and labels != {"chosen", "rejected"}:
-        return "no_pair"
-    if recipe.algorithm == "kto" and not labels <= {"desirable", "undesirable"}:
-        return "no_label"
-    return None
+    def reason_against(self, group: ReadyGroup) -> str | None:
+        """Why a group may not be trained now (a key of claw_r1.reasons.BATCH_EXCLUSIONS), or None."""
+        if group.refused is not None:
+            return group.refused
+        if group.fault is not None:
+            return group.fault
+        annotations, labels = group.annotations, group.labels
+        if self._floor is not None:
+            left = [sample for sample in group.samples if sample.is_left(self._floor)]
+            if not left:
+                return "stale"
+            annotations = frozenset.intersection(*[sample.annotations for sample in left])
+            labels = frozenset([sample.label for sample in left])
+        if (lack := self._lack(annotations, labels)) is not None:
+            return lack
+        if group.version_unknown and self._recipe.staleness.unknown == "drop":
+            return "unknown_version"
+        oldest = group.oldest_version
+        return "stale" if oldest is not None and self._oldest is not None and oldest < self._oldest else None
 
-
-def select(ready: Sequence[ReadyGroup], recipe: Recipe, trained: int | None) -> Selection | None:
-    """The next cut of the ready groups, or None while they do not fill a batch."""
-    if len(ready) < recipe.batch.groups:
+    def _lack(self, annotations: frozenset[str], labels: frozenset[str | None]) -> str | None:
+        """What the recipe's algorithm needs and a group lacks, as one does that another version emitted."""
+        if not annotations >= self._needed:
+            return "annotation_missing"
+        if self._recipe.algorithm == "dpo" and labels != {"chosen", "rejected"}:
+            return "no_pair"
+        if self._recipe.algorithm == "kto" and not labels <= {"desirable", "undesirable"}:
+            return "no_label"
         return None
-    members: list[ReadyGroup] = []
-    excluded: list[tuple[ReadyGroup, str]] = []
-    for group in ready:
-        reason = reason_against(group, recipe, trained)
-        if reason is not None:
-            excluded.append((group, reason))
-            continue
-        members.append(group)
-        if len(members) == recipe.batch.groups:
-            return Selection(tuple(members), tuple(excluded), floor_of(recipe, trained))
-    return None
+
+
+def reason_against(group: ReadyGroup, recipe: Recipe, trained: int | None) -> str | None:
+    """What a Judge says of one group."""
+    return Judge(recipe, trained).reason_against(group)
+
+
+def fill(ready: Iterable[ReadyGroup], recipe: Recipe, trained: int | None, *, on: bool = False) -> Filling:
+    """The next batch as far as the ready groups fill it; with `on` those behind a full one are judged too."""
+    filling = Filling(recipe.batch, floor_of(recipe, trained))
+    go_on(filling, ready, recipe, trained, on=on)
+    return filling
+
+
+def go_on(
+    filling: Filling, further: Iterable[ReadyGroup], recipe: Recipe, trained: int | None, *, on: bool = False
+) -> None:
+    """Fill on with the groups behind those that were put in; the rest is as for `fill`."""
+    judge = Judge(recipe, trained)
+    for group in further:
+        if not on and filling.full:
+            break
+        filling.put(group, judge.reason_against(group))
+
+
+def select(ready: Iterable[ReadyGroup], recipe: Recipe, trained: int | None) -> Selection | None:
+    """The next cut of the ready groups, or None while they do not fill a batch."""
+    return take(fill(ready, recipe, trained))
+
+
+def take(filling: Filling) -> Selection | None:
+    """The cut of a filling that lacks nothing, or None while it is not full."""
+    if not filling.full:
+        return None
+    return Selection(tuple(filling.members), tuple(filling.excluded), filling.floor, filling.passed)
 
 
 def name_members(selection: Selection) -> tuple[CutMember, ...]:
@@ -110,13 +140,17 @@ def name_members(selection: Selection) -> tuple[CutMember, ...]:
 
 
 def _name_member(group: ReadyGroup, floor: int | None) -> CutMember:
-    names = tuple(sample.sample_id for sample in group.samples if sample.is_left(floor))
+    names, left_out = group.mark.sample_ids, group.left_out
+    if floor is not None:
+        names = tuple(sample.sample_id for sample in group.samples if sample.is_left(floor))
+        kept = set(names)
+        left_out = tuple(name for name in group.emitted.sample_ids if name not in kept)
     return CutMember(
-        group_id=group.marker.group_id,
-        run_id=group.marker.run_id,
+        group_id=group.mark.group_id,
+        run_id=group.mark.run_id,
         offset=group.offset,
         sample_ids=names,
-        left_out=tuple(name for name in group.emitted.sample_ids if name not in set(names)),
+        left_out=left_out,
         decisions=_name_decisions(group),
     )
 
@@ -124,8 +158,8 @@ def _name_member(group: ReadyGroup, floor: int | None) -> CutMember:
 def name_exclusions(selection: Selection) -> tuple[CutExclusion, ...]:
     return tuple(
         CutExclusion(
-            group_id=group.marker.group_id,
-            run_id=group.marker.run_id,
+            group_id=group.mark.group_id,
+            run_id=group.mark.run_id,
             offset=group.offset,
             reason=reason,
             decisions=_name_decisions(group),
@@ -135,7 +169,7 @@ def name_exclusions(selection: Selection) -> tuple[CutExclusion, ...]:
 
 
 def _name_decisions(group: ReadyGroup) -> tuple[CutDecision, ...]:
-    return tuple(CutDecision(fact_id=late.decision.fact_id, offset=late.offset) for late in group.decisions)
+    return tuple(CutDecision(fact_id=late.decision.fact_id, offset=late.offset) for late in group.applied)
 
 
 def call_late(recipe: str, too_late: Iterable[TooLate], at: float) -> list[Outcome]:
@@ -149,14 +183,17 @@ def call_late(recipe: str, too_late: Iterable[TooLate], at: float) -> list[Outco
 def call_futile(recipe: str, selection: Selection, sequence: int, at: float) -> list[Outcome]:
     """The fate of decisions about the cut's groups that would bring back what these were emitted without."""
     futile = [
-        (group, {decision.fact_id for decision in list_futile(group.emitted, [d.decision for d in group.decisions])})
+        (
+            group,
+            {decision.fact_id for decision in list_futile(group.emitted.marker, [d.decision for d in group.applied])},
+        )
         for group in selection.groups
         if group.decisions
     ]
     return [
-        _outcome(recipe, late, group.marker.group_id, "not_emitted", Place(sequence, trained=True), at)
+        _outcome(recipe, late, group.mark.group_id, "not_emitted", Place(sequence, trained=True), at)
         for group, fact_ids in futile
-        for late in group.decisions
+        for late in group.applied
         if late.decision.fact_id in fact_ids
     ]
 
@@ -205,6 +242,14 @@ class History:
         return 0 if self.last_cut is None else self.last_cut.sequence
 
     @property
+    def read_below(self) -> int:
+        """Next offset behind every group that the newest cut has, or 0."""
+        if self.last_cut is None:
+            return 0
+        members, excluded = self.last_cut.members, self.last_cut.excluded
+        return 1 + max([*(member.offset for member in members), *(one.offset for one in excluded)], default=-1)
+
+    @property
     def position(self) -> int:
         """Sequence of the last committed batch; 0 if there is none."""
         return 0 if self.last_trained is None else self.last_trained.sequence
@@ -229,57 +274,3 @@ class History:
             self.last_trained = event
             if self.newest is None or event.policy_version > self.newest.policy_version:
                 self.newest = event
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """Why the next batch is not there yet."""
-
-    recipe: str
-    sequence: int
-    """Of the batch that is waited for."""
-    ready: int
-    """Ready groups that may be trained now."""
-    needed: int
-    excluded: dict[str, int]
-    """Ready groups that may not, by reason."""
-    strays: int
-    """Samples whose group's marker has not come."""
-    last_ready_at: float | None
-    """When the last group of any kind became ready, seconds since the epoch; None if none was seen."""
-    ended: bool
-    """The recipe's newest version says that it has ended."""
-    broker_away: bool = False
-
-    def describe(self, now: float) -> str:
-        """One or two sentences for a person; `now` in seconds since the epoch."""
-        parts = [f"batch {self.sequence} of recipe {self.recipe}: {self.ready} of {self.needed} groups are ready"]
-        if self.last_ready_at is None:
-            parts.append("none has become ready since the last cut")
-        else:
-            parts.append(f"the last became ready {max(0.0, now - self.last_ready_at):.1f} s ago")
-        if self.excluded:
-            parts.append("left out: " + ", ".join(f"{n} {reason}" for reason, n in sorted(self.excluded.items())))
-        if self.strays:
-            parts.append(f"{self.strays} samples wait for their group's marker")
-        if self.broker_away:
-            parts.append("the broker does not answer")
-        if self.ended:
-            parts.append("the recipe has ended, so no more groups will come")
-        return "; ".join(parts)
-
-
-def explain_wait(
-    recipe: Recipe, ready: Sequence[ReadyGroup], trained: int | None, *, sequence: int, strays: int, ended: bool
-) -> Waiting:
-    reasons = [reason_against(group, recipe, trained) for group in ready]
-    return Waiting(
-        recipe.name,
-        sequence,
-        reasons.count(None),
-        recipe.batch.groups,
-        dict(Counter(reason for reason in reasons if reason is not None)),
-        strays,
-        ready[-1].ready_at if ready else None,
-        ended,
-    )

@@ -17,11 +17,12 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from claw_r1 import topics
-from claw_r1.bus import publish, start_producer, stop_producer
+from claw_r1.bus import is_broken, publish, start_producer, stop_producer
 from claw_r1.codec import encode
 from claw_r1.errors import ClawError
 from claw_r1.events import Demand
 from claw_r1.recipes import Recipe
+from trainer_adapter.tenure import this_process
 
 log = logging.getLogger("claw.trainer")
 
@@ -41,6 +42,8 @@ class Stock:
 
     recipe: Recipe
     recipe_version: int
+    a_batch: int
+    """Groups that make a batch; with `batch.tokens` about as many."""
     ready: int
     cut: int
     ended: bool
@@ -50,18 +53,19 @@ class Stock:
 class Demander:
     """Says a recipe's demand for as long as its trainer has the recipe."""
 
-    def __init__(self, look: Callable[[], Stock], *, kafka: str, holder: str) -> None:
+    def __init__(self, look: Callable[[], Stock | None], *, kafka: str, holder: str) -> None:
+        """`look` says what there is; None while the recipe itself is not read yet."""
         self._look = look
         self._kafka = kafka
         self._holder = holder
-        self._since = time.time()
+        self._since = 0.0
         self._said: Stock | None = None
         self._producer: AIOKafkaProducer | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Say it from now on, in the background."""
-        self._since = time.time()
+    def start(self, since: float) -> None:
+        """Say it from now on, in the background; the trainer has had the recipe `since` then, seconds since the epoch."""
+        self._since = since
         self._task = asyncio.create_task(self._run(), name="trainer-demand")
 
     async def close(self) -> None:
@@ -90,6 +94,9 @@ class Demander:
             await asyncio.sleep(_PAUSE_S)
 
     async def _follow(self) -> None:
+        if self._producer is not None and is_broken(self._producer):
+            broken, self._producer = self._producer, None
+            await stop_producer(broken, deadline=_CLOSE_S)
         if self._producer is None:
             self._producer = await start_producer(self._kafka, client_id="claw-trainer-demand")
         again = 0.0
@@ -97,7 +104,7 @@ class Demander:
             began = time.monotonic()
             stock = self._look()
             took = time.monotonic() - began
-            if stock != self._said or began >= again:
+            if stock is not None and (stock != self._said or began >= again):
                 if not stock.ended:
                     await self._say(stock, closed=False, deadline=_DEADLINE_S)
                 elif self._said is not None and not self._said.ended:
@@ -114,7 +121,7 @@ class Demander:
             recipe_version=stock.recipe_version,
             run_id=recipe.run_id,
             channel=recipe.channel,
-            batch_groups=recipe.batch.groups,
+            batch_groups=stock.a_batch,
             group_size=recipe.group.size,
             max_versions=recipe.staleness.max_versions,
             max_age=recipe.group.max_age,
@@ -123,6 +130,7 @@ class Demander:
             closed=closed,
             ttl=TTL_S,
             holder=self._holder,
+            process=this_process(),
             since=self._since,
             at=time.time(),
         )

@@ -3,6 +3,7 @@
 Invariants:
 - the transactional id names the recipe, so whoever opens it last fences everyone before; a fenced trainer records nothing
   more and is told so (`Superseded`);
+- who was away looks who else has come before it makes its producer anew: it fences nobody that opened the recipe after it;
 - a transaction whose end is not known is never guessed at: the producer is made anew, which settles it, and the history is
   read again.
 """
@@ -10,16 +11,18 @@ Invariants:
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError, ProducerFenced
+from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.errors import IllegalOperation, KafkaError, ProducerFenced
 
 from claw_r1 import topics
 from claw_r1.bus import (
     end_offsets,
+    failure,
     read_range,
     start_consumer,
     start_producer,
@@ -28,9 +31,10 @@ from claw_r1.bus import (
     track_topics,
 )
 from claw_r1.codec import decode, encode
-from claw_r1.errors import RetryableError, UserError
+from claw_r1.errors import InvalidRecord, RetryableError, UserError
 from claw_r1.events import BatchCut, BatchTrained, Event, Outcome, Policy, TokenStats
 from trainer_adapter.cut import History
+from trainer_adapter.tenure import find_newer
 
 log = logging.getLogger("claw.trainer")
 
@@ -77,6 +81,8 @@ class Ledger:
 
     def __init__(self, recipe: str, *, kafka: str, holder: str, deadline: float = 30.0) -> None:
         self.history = History()
+        self.since = 0.0
+        """When this trainer opened the recipe, seconds since the epoch."""
         self._recipe = recipe
         self._kafka = kafka
         self._holder = holder
@@ -85,6 +91,7 @@ class Ledger:
         self._next = 0
         """Next offset of the cuts topic that the history has not seen."""
         self._lost: Superseded | None = None
+        self._closed = False
         self._lock = asyncio.Lock()
 
     @property
@@ -97,18 +104,24 @@ class Ledger:
         return self._lost is not None
 
     async def open(self) -> None:
-        """Take the recipe and read its history. Raises UserError if the cuts topic is missing."""
+        """Take the recipe and read its history. Raises UserError if the cuts topic is missing or may not be written."""
+        self._closed = False
         self._producer = await self._start()
+        self.since = time.time()
         self.history, self._next = await self._read(0, History())
         if self.history.holder not in (None, self._holder):
             log.info(
                 "the recipe had another holder", extra={"recipe": self._recipe, "last_holder": self.history.holder}
             )
 
+    async def look(self) -> None:
+        """Read the history without taking the recipe: nothing can be appended. Errors as `open`."""
+        self.history, self._next = await self._read(0, History())
+
     async def mend(self) -> bool:
         """Settle a transaction whose end is not known; says whether the history was read again.
 
-        Raises Superseded if another trainer took the recipe, RetryableError while the broker is away.
+        Raises Superseded if another trainer took the recipe, UserError after `close`, RetryableError while the broker is away.
         """
         async with self._lock:
             return await self._mend()
@@ -116,10 +129,13 @@ class Ledger:
     async def _mend(self) -> bool:
         if self._lost is not None:
             raise self._lost
+        self._check_open()
         if self._producer is not None:
             return False
+        await self.check_alone()
         self._producer = await self._start()
         try:
+            self._check_open()  # it may have been closed meanwhile
             _, end = await self._read(self._next, self.history, foreign=self._holder)
         except BaseException:
             await self._drop_producer()
@@ -130,8 +146,8 @@ class Ledger:
     async def append(self, entries: Sequence[Entry]) -> None:
         """Write all entries or none, visible together; returns when they are durable.
 
-        Raises Superseded; RetryableError when a topic is not there, or when it is not known whether they are written: `mend`,
-        then look.
+        Raises Superseded; UserError after `close`, or if this process may not write there; RetryableError when a topic is not
+        there, or when it is not known whether they are written: `mend`, then look.
         """
         async with self._lock:
             await self._mend()
@@ -155,9 +171,7 @@ class Ledger:
                 raise self._lost from error
             except (KafkaError, TimeoutError) as error:
                 await self._drop_producer()
-                raise RetryableError(
-                    f"the broker did not confirm a transaction of {self.client_id}: {error!r}"
-                ) from error
+                raise failure(f"the broker did not confirm a transaction of {self.client_id}", error) from error
             except BaseException:
                 await self._drop_producer()
                 raise
@@ -168,9 +182,15 @@ class Ledger:
 
     async def _send(self, producer: AIOKafkaProducer, entry: Entry) -> asyncio.Future[Any]:
         record = encode(entry.event, source=f"trainer/{self._holder}", key=entry.key.encode())
-        future: asyncio.Future[Any] = await producer.send(
-            entry.topic, record.value, key=record.key, headers=record.headers, partition=0
-        )
+        try:
+            future: asyncio.Future[Any] = await producer.send(
+                entry.topic, record.value, key=record.key, headers=record.headers, partition=0
+            )
+        except (
+            IllegalOperation
+        ):  # what ended the transaction between two sends, such as being fenced, is the thing to say
+            await producer._txn_manager.wait_for_transaction_end()
+            raise
         return future
 
     async def read_cut(self, sequence: int) -> BatchCut:
@@ -182,14 +202,23 @@ class Ledger:
         raise UserError(f"the cut of batch {sequence} of recipe {self._recipe} is no longer on {topics.CUTS}")
 
     async def close(self) -> None:
+        """Let go of the recipe: nothing is appended any more, and nobody is fenced."""
+        self._closed = True
         await self._drop_producer()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UserError(
+                f"the stream of recipe {self._recipe} is closed: nothing is handed out or recorded any more. Open a new one; "
+                "batches that were not committed come again."
+            )
 
     async def _start(self) -> AIOKafkaProducer:
         try:
             async with asyncio.timeout(self._deadline):
                 return await start_producer(self._kafka, client_id=self.client_id, transactional_id=self.client_id)
         except (KafkaError, TimeoutError) as error:
-            raise RetryableError(f"{self.client_id} cannot be opened on the broker: {error!r}") from error
+            raise failure(f"{self.client_id} cannot be opened on the broker", error) from error
 
     async def _drop_producer(self) -> None:
         producer, self._producer = self._producer, None
@@ -197,11 +226,19 @@ class Ledger:
             await stop_producer(producer)
 
     async def check_alone(self) -> None:
-        """Raise Superseded if another trainer has written to the recipe's history since this one opened it."""
+        """Raise Superseded if another trainer has the recipe: it wrote since this one did, or opened it later and says so.
+
+        Fences nobody. Other errors as `open`.
+        """
         history, _ = await self._read(self._next, History())
-        if history.holder not in (None, self._holder):
-            self._lost = self._superseded(history.holder)
-            raise self._lost
+        holder = history.holder
+        if holder in (None, self._holder):
+            newer = await find_newer(self._kafka, self._recipe, self.since)
+            if newer is None:
+                return
+            holder = newer.holder
+        self._lost = self._superseded(holder)
+        raise self._lost
 
     async def _newest_holder(self) -> str | None:
         with contextlib.suppress(KafkaError, RetryableError, UserError):  # the name is a help, not a need
@@ -239,9 +276,21 @@ class Ledger:
             last = (await end_offsets(consumer, [_CUTS]))[_CUTS] if end is None else end
             async for records in read_range(consumer, _CUTS, max(start, first), last):
                 for record in records:
-                    if record.key == key:
-                        yield record.offset, decode(record.headers, record.value)
+                    if record.key == key and (event := _read(record)) is not None:
+                        yield record.offset, event
         except KafkaError as error:
-            raise RetryableError(f"{topics.CUTS} cannot be read: {error!r}") from error
+            raise failure(f"{topics.CUTS} cannot be read", error) from error
         finally:
             await stop_consumer(consumer)
+
+
+def _read(record: ConsumerRecord) -> Event | None:
+    """The event of a record; None for a type of a later version. Raises InvalidRecord that names the record."""
+    where = f"{topics.CUTS} offset {record.offset}"
+    try:
+        return decode(record.headers, record.value)
+    except InvalidRecord as error:
+        if error.reason == "unknown_type":
+            log.warning("a record was passed over", extra={"where": where, "reason": error.reason})
+            return None
+        raise InvalidRecord(error.reason, f"the record at {where} cannot be read: {error}") from error

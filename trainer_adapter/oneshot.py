@@ -28,9 +28,11 @@ from trainer_adapter.batch import TrainingBatch, build_columns
 from trainer_adapter.credit import gae_of
 from trainer_adapter.cut import reason_against
 from trainer_adapter.decisions import curate_group, is_about
-from trainer_adapter.groups import ReadyGroup, judge_sample
+from trainer_adapter.groups import ReadyGroup
+from trainer_adapter.held import judge_sample
 from trainer_adapter.pool import CHUNK, Pool, Row
 from trainer_adapter.pool_rows import read_decision, read_marker, read_sample
+from trainer_adapter.records import mark_of
 
 log = logging.getLogger("claw.trainer")
 
@@ -47,6 +49,7 @@ def build_batch(
     as_of: datetime | float | None = None,
     *,
     groups: int | None = None,
+    tokens: int | None = None,
     max_tokens: int = MAX_TOKENS,
     clickhouse: str = "http://127.0.0.1:8123",
     database: str = "claw",
@@ -57,12 +60,13 @@ def build_batch(
       `{"field": "task_id", "op": "eq", "value": "sum-7"}`. They ask what the pool knew at `as_of`, late rewards included.
     - `as_of`: a time (with its zone, or seconds since the epoch): what the log got later is not there. None: now.
     - `groups`: the newest so many, in ready order. None: all.
+    - `tokens`: the newest whole groups, until the next one would go beyond so many, as with a recipe's `batch.tokens`.
     - `max_tokens`: more is refused, since the batch is held in memory, with about 9 bytes a token.
 
-    Rewards of columns are those of the emission, or what decisions up to `as_of` say. The recipe's batch size and staleness are
-    not asked. `sequence` is None, `batch_id` follows from the contents. Raises UserError for a recipe, a condition or a time
-    that is none, where no group fits, and for a batch that is too large; DependencyUnreachable and RetryableError if the pool
-    is away.
+    Rewards of columns are those of the emission, or what decisions up to `as_of` say. The recipe's batch size, mix and
+    staleness are not asked. `sequence` is None, `batch_id` follows from the contents. Raises UserError for a recipe, a
+    condition or a time that is none, where no group fits, and for a batch that is too large; DependencyUnreachable and
+    RetryableError if the pool is away.
     """
     moment = _read_time(as_of)
     pool = Pool(clickhouse, database)
@@ -75,14 +79,22 @@ def build_batch(
     picked = _pick(pool, rule, where, moment)
     left_out: Counter[str] = Counter()
     pairs: list[Pair] = []
-    tokens = 0
+    held = 0
     with contextlib.closing(_fitting(pool, versions, picked, moment, left_out)) as fitting:
         for pair in itertools.islice(fitting, groups):
+            size = sum(len(sample.loss_mask) for sample in pair[1])
+            if tokens is not None and held + size > tokens:
+                if not pairs:
+                    raise UserError(
+                        f"the newest group that fits has {size} tokens, more than the {tokens} that you ask for"
+                    )
+                break
             pairs.append(pair)
-            tokens += sum(len(sample.loss_mask) for sample in pair[1])
-            if tokens > max_tokens:
+            held += size
+            if held > max_tokens:
                 raise UserError(
-                    f"the batch has more than {max_tokens} tokens: pick less with `where` or `groups`, or raise `max_tokens`"
+                    f"the batch has more than {max_tokens} tokens: pick less with `where`, `groups` or `tokens`, or raise "
+                    "`max_tokens`"
                 )
     said = ", ".join(f"{n} {reason}" for reason, n in left_out.most_common())
     if not pairs:
@@ -203,5 +215,5 @@ def _judge(group: _Stored, versions: Mapping[int, Recipe], picked: Picked, rule:
         samples = [sample for sample in samples if (marker.prompt_uid, sample.trajectory_uid) in picked]
         marker = marker.model_copy(update={"sample_ids": tuple(sample.sample_id for sample in samples)})
     held = tuple(judge_sample(group.offset, sample) for sample in samples)
-    reason = reason_against(ReadyGroup(marker, group.offset, held, marker.at), rule, None)
+    reason = reason_against(ReadyGroup(mark_of(marker, marker), group.offset, held, marker.at), rule, None)
     return (marker, samples), reason

@@ -12,15 +12,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import unquote, urlencode, urlsplit
 
+from claw_r1 import wire
+from claw_r1.dry_run import open_sql
 from claw_r1.errors import DependencyUnreachable, RetryableError, UserError
 from claw_r1.events import BatchCut, GroupReady, Sample
 from claw_r1.ids import split_batch_name, split_group_id
-from claw_r1.recipes import Recipe
+from claw_r1.recipes import FROM_LOG, Recipe
 from claw_r1.rules import sql_literal
 from trainer_adapter.groups import GroupKey
 from trainer_adapter.pool_rows import read_cut, read_decision, read_marker, read_sample
 from trainer_adapter.remake import Parts, name_samples
 from trainer_adapter.rowbinary import Truncated, read_rows
+from trainer_adapter.waiting import OpenGroups
 
 Row = dict[str, Any]
 
@@ -36,14 +39,15 @@ _BUFFER: Final = 2**20
 class Pool:
     """Questions to the pool at `url` (http[s]://[user:password@]host[:port]); `timeout` seconds bound each wait for bytes.
 
-    Raises UserError for a URL that is none. Not safe to use from several threads at once.
+    Raises UserError for a URL that is none, WrongUse if CLAW_CLICKHOUSE_CA cannot be loaded. Not safe to use from several
+    threads at once.
     """
 
     def __init__(self, url: str, database: str = "claw", *, timeout: float = 300.0) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError("the pool's address is not a ClickHouse URL: write http://host:8123")
-        self._connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._tls = wire.tls_of_clickhouse() if parts.scheme == "https" else None
         self._host = parts.hostname
         self._port = parts.port or (8443 if parts.scheme == "https" else 8123)
         self._headers = {"X-ClickHouse-Database": database, "Content-Type": "text/plain; charset=UTF-8"}
@@ -59,7 +63,7 @@ class Pool:
         is refused.
         """
         settings = {"default_format": _FORMAT, "wait_end_of_query": "1", "readonly": "2"}
-        connection = self._connect(self._host, self._port, timeout=_CONNECT_S)
+        connection = self._connection()
         with contextlib.closing(connection):
             try:
                 connection.connect()
@@ -79,6 +83,11 @@ class Pool:
                     raise Truncated(f"{answer.length} bytes of the answer did not come")
             except (OSError, http.client.HTTPException, Truncated) as error:
                 raise RetryableError(f"ClickHouse at {self._host}:{self._port} went away: {error!r}") from error
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self._tls is None:
+            return http.client.HTTPConnection(self._host, self._port, timeout=_CONNECT_S)
+        return http.client.HTTPSConnection(self._host, self._port, timeout=_CONNECT_S, context=self._tls)
 
     def find_cut(self, name: str) -> BatchCut:
         """The cut of a batch that is named by its id, or as RECIPE/SEQUENCE. Raises UserError if the pool has none."""
@@ -147,13 +156,20 @@ class Pool:
             )
             yield from self.ask(f"SELECT * FROM decisions FINAL WHERE (run_id, prompt_uid) IN ({keys}) AND {further}")
 
+    def open_groups(self, recipe: Recipe, now: float) -> OpenGroups:
+        """The groups that have begun and wait for their fate at `now`, seconds since the epoch, as far as the pool knows."""
+        (row,) = self.ask(open_sql(recipe, now))
+        sources, numbers = row["short"]
+        short_of = dict(zip(sources, numbers, strict=True))
+        return OpenGroups(row["groups"], row["unfinished"], short_of, row["held"], row["began"])
+
     def recipes(self, name: str, further: str = "1") -> dict[int, Recipe]:
         """The recipe's versions; those that end it are left out."""
         rows = self.ask(
             "SELECT DISTINCT recipe_version, recipe FROM recipes FINAL "
             f"WHERE {_equals('name', name)} AND recipe != '' AND {further} ORDER BY recipe_version"
         )
-        return {row["recipe_version"]: Recipe.model_validate_json(row["recipe"]) for row in rows}
+        return {row["recipe_version"]: Recipe.model_validate_json(row["recipe"], context=FROM_LOG) for row in rows}
 
 
 def _equals(column: str, value: str) -> str:

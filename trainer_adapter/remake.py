@@ -87,12 +87,16 @@ def list_differing(cut: BatchCut, batch: TrainingBatch) -> list[str]:
 
 def measure(batch: TrainingBatch) -> CutSizes:
     """How large a batch is, and which weights sampled it."""
-    mask = batch.loss_mask == 1
-    versions = batch.policy_version[mask & batch.policy_version_known]
+    mask, versions = batch.loss_mask, set[int]()
+    for base, spans in zip(batch.offsets.tolist(), batch.version_spans_as_read, strict=False):
+        for span in spans:
+            version = span.version
+            if version is not None and version not in versions and mask[base + span.start : base + span.end].any():
+                versions.add(version)
     return CutSizes(
         samples=len(batch),
         tokens=batch.tokens,
         trained_tokens=int(np.count_nonzero(mask)),
-        oldest_version=int(versions.min()) if len(versions) else None,
-        newest_version=int(versions.max()) if len(versions) else None,
+        oldest_version=min(versions, default=None),
+        newest_version=max(versions, default=None),
     )

@@ -5,7 +5,7 @@ are padding rows: copies of the batch's shortest row that nothing is trained of,
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Final, Literal
@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from claw_r1.errors import UserError
-from trainer_adapter.batch import Group, TrainingBatch
+from trainer_adapter.batch import Group, TrainingBatch, held_of
+from trainer_adapter.packing import read_only
 
 Balance = Literal["tokens", "count"]
 Rows = NDArray[np.int64]
@@ -32,13 +33,27 @@ class Shard(TrainingBatch):
     world: int
     row_index: Rows
     """int64 [n]: the row of the whole batch; -1 of padding rows."""
+    rank_lengths: tuple[NDArray[np.int64], ...]
+    """By rank int64 [n], tokens of its rows: all ranks have equally many micro-batches."""
     whole_token_rewards: NDArray[np.float32]
     """What `token_rewards` gives: a trajectory's rewards are placed over all its samples, wherever they are."""
+
+    whole_index_in_group: NDArray[np.int32]
+    """What `index_in_group` gives: a group's trajectories may be on several ranks."""
+
+    @cached_property
+    def index_in_group(self) -> NDArray[np.int32]:
+        """int32 [n], as of the whole batch; -1 of padding rows."""
+        return self.whole_index_in_group
 
     @cached_property
     def token_rewards(self) -> NDArray[np.float32]:
         """float32 [T], as of the whole batch."""
         return self.whole_token_rewards
+
+    def pack(self, max_tokens: int) -> list[Rows]:
+        """As `TrainingBatch.pack`, with as many micro-batches as the rank that needs most."""
+        return pack_rows(self.lengths, max_tokens, max(len(pack_rows(n, max_tokens)) for n in self.rank_lengths))
 
     @property
     def n_padding(self) -> int:
@@ -70,6 +85,39 @@ def assign_rows(
     return [np.array(sorted(part), np.int64) for part in parts]
 
 
+def pack_rows(lengths: NDArray[np.int64], max_tokens: int, at_least: int = 0) -> list[Rows]:
+    """Rows as micro-batches of at most `max_tokens` tokens, `at_least` so many where there are as many rows; rows rise in each.
+
+    First-fit decreasing (Johnson, Near-optimal bin packing algorithms, 1973): the longest row first, each into the first
+    micro-batch with room, so that their number is at most 11/9 of the smallest possible one and 1. Of equal rows the lower goes
+    first. To come to `at_least`, the micro-batch with the most tokens gives its last row to a new one. Raises UserError for a
+    row that is longer.
+    """
+    if len(lengths) and int(lengths.max()) > max_tokens:
+        row = int(lengths.argmax())
+        raise UserError(
+            f"row {row} has {int(lengths[row])} tokens and a micro-batch at most {max_tokens}: raise max_tokens, or keep such "
+            "rows out with a filter of the recipe, `{field: tokens, op: le, value: …}`"
+        )
+    packed: list[list[int]] = []
+    held: list[int] = []
+    for row in np.lexsort((np.arange(len(lengths)), -lengths)).tolist():
+        size = int(lengths[row])
+        place = next((place for place, tokens in enumerate(held) if tokens + size <= max_tokens), len(packed))
+        if place == len(packed):
+            packed.append([])
+            held.append(0)
+        packed[place].append(row)
+        held[place] += size
+    while len(packed) < min(at_least, len(lengths)):
+        place = max((p for p, rows in enumerate(packed) if len(rows) > 1), key=lambda p: (held[p], -p))
+        row = packed[place].pop()
+        held[place] -= int(lengths[row])
+        packed.append([row])
+        held.append(int(lengths[row]))
+    return [np.array(sorted(rows), np.int64) for rows in packed]
+
+
 def take_shard(batch: TrainingBatch, rank: int, world: int, balance: Balance, keep_groups: bool | None) -> Shard:
     """What `TrainingBatch.shard` gives."""
     if world < 1 or not 0 <= rank < world:
@@ -78,18 +126,23 @@ def take_shard(batch: TrainingBatch, rank: int, world: int, balance: Balance, ke
         raise UserError(f"balance is {balance!r}: write tokens or count")
     keep = batch.algorithm == "dpo" if keep_groups is None else keep_groups
     parts = assign_rows(batch.lengths, batch.group_index, world, balance, keep)
-    return _take(batch, parts[rank], max(map(len, parts)), rank, world)
+    return _take(batch, parts, rank)
 
 
-def _take(batch: TrainingBatch, rows: Rows, n_rows: int, rank: int, world: int) -> Shard:
+def _take(batch: TrainingBatch, parts: Sequence[Rows], rank: int) -> Shard:
+    rows, n_rows = parts[rank], max(map(len, parts))
     part = _Part(batch, rows, n_rows - len(rows), rank)
-    columns: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(TrainingBatch)}
+    all_lengths = (
+        batch.lengths[_Part(batch, one, n_rows - len(one), number).sources] for number, one in enumerate(parts)
+    )
     return Shard(
-        **columns | part.token_columns() | part.row_columns() | part.row_values(),
+        **held_of(batch) | part.token_columns() | part.row_columns() | part.row_values(),
         rank=rank,
-        world=world,
-        row_index=_read_only(np.concatenate((rows, np.full(part.n_padding, -1))).astype(np.int64)),
+        world=len(parts),
+        rank_lengths=tuple(map(read_only, all_lengths)),
+        row_index=read_only(np.concatenate((rows, np.full(part.n_padding, -1))).astype(np.int64)),
         whole_token_rewards=part.tokens(batch.token_rewards),
+        whole_index_in_group=part.numbers(batch.index_in_group, padding=-1),
     )
 
 
@@ -116,7 +169,7 @@ class _Part:
         """Of a token column; 0 in padding rows if `masked`."""
         views = self.batch.rows(column)
         parts = [views[row] if real or not masked else np.zeros_like(views[row]) for row, real in self._pairs]
-        return _read_only(np.concatenate(parts) if parts else column[:0].copy())
+        return read_only(np.concatenate(parts) if parts else column[:0].copy())
 
     @property
     def _pairs(self) -> list[tuple[int, bool]]:
@@ -126,7 +179,7 @@ class _Part:
         batch = self.batch
         offsets = np.concatenate(([0], np.cumsum(batch.lengths[self.sources]))).astype(np.int64)
         return {
-            "offsets": _read_only(offsets),
+            "offsets": read_only(offsets),
             "token_ids": self.tokens(batch.token_ids, masked=False),
             "loss_mask": self.tokens(batch.loss_mask),
             "rollout_log_probs": self.tokens(batch.rollout_log_probs),
@@ -141,15 +194,16 @@ class _Part:
         by_trajectory = batch.trajectory_advantages
         return {
             "groups": tuple(_place_groups(batch.groups, batch.group_index[self.rows], groups)),
-            "group_index": _read_only(np.concatenate((groups, np.full(self.n_padding, -1))).astype(np.int32)),
-            "trajectory_index": _read_only(np.concatenate((trajectories, further)).astype(np.int32)),
-            "trajectory_advantages": None if by_trajectory is None else self._numbers(by_trajectory),
-            "n_samples": self._numbers(batch.n_samples, padding=1),
-            **{name: self._numbers(getattr(batch, name)) for name in ("reward", "loss_weight", "sample_index")},
+            "group_index": read_only(np.concatenate((groups, np.full(self.n_padding, -1))).astype(np.int32)),
+            "trajectory_index": read_only(np.concatenate((trajectories, further)).astype(np.int32)),
+            "trajectory_advantages": None if by_trajectory is None else self.numbers(by_trajectory),
+            "n_samples": self.numbers(batch.n_samples, padding=1),
+            **{name: self.numbers(getattr(batch, name)) for name in ("reward", "loss_weight", "sample_index")},
         }
 
-    def _numbers(self, column: NDArray[Any], padding: int = 0) -> NDArray[Any]:
-        return _read_only(np.where(self.is_real, column[self.sources], padding).astype(column.dtype))
+    def numbers(self, column: NDArray[Any], padding: int = 0) -> NDArray[Any]:
+        """Of a row column; `padding` in padding rows."""
+        return read_only(np.where(self.is_real, column[self.sources], padding).astype(column.dtype))
 
     def row_values(self) -> dict[str, Any]:
         named = [f"padding-{self.rank}-{number}" for number in range(self.n_padding)]
@@ -186,8 +240,3 @@ def _place_groups(groups: Sequence[Group], before: NDArray[np.int32], after: NDA
     """The groups that have rows here, at the places of these."""
     bounds = [*np.flatnonzero(np.diff(after, prepend=-1)).tolist(), len(after)]
     return [replace(groups[before[first]], first=first, last=last) for first, last in pairwise(bounds)]
-
-
-def _read_only(column: NDArray[Any]) -> NDArray[Any]:
-    column.flags.writeable = False
-    return column

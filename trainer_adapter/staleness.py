@@ -10,8 +10,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from claw_r1.codec import pack_floats, unpack_floats, unpack_mask
-from claw_r1.events import Sample
 from claw_r1.recipes import Recipe
+from trainer_adapter.records import Row, change_row
 
 
 def floor_of(recipe: Recipe, trained: int | None) -> int | None:
@@ -25,7 +25,7 @@ def floor_of(recipe: Recipe, trained: int | None) -> int | None:
     return trained - rule.max_versions
 
 
-def mask_stale(samples: Iterable[Sample], floor: int | None) -> list[Sample]:
+def mask_stale(samples: Iterable[Row], floor: int | None) -> list[Row]:
     """Samples of a group with tokens of versions below `floor` masked, without those of which nothing is left to train.
 
     Tokens of unknown versions stay as they are. What is left of a trajectory is numbered anew.
@@ -38,12 +38,12 @@ def mask_stale(samples: Iterable[Sample], floor: int | None) -> list[Sample]:
     out = []
     for sample in left:
         uid = sample.trajectory_uid
-        out.append(sample.model_copy(update={"sample_index": seen[uid], "n_samples": numbers[uid]}))
+        out.append(change_row(sample, sample_index=seen[uid], n_samples=numbers[uid]))
         seen[uid] += 1
     return out
 
 
-def _mask(sample: Sample, floor: int) -> Sample:
+def _mask(sample: Row, floor: int) -> Row:
     mask = unpack_mask(sample.loss_mask).copy()
     for span in sample.version_spans:
         if span.version is not None and span.version < floor:
@@ -51,4 +51,4 @@ def _mask(sample: Sample, floor: int) -> Sample:
     if np.count_nonzero(mask) == sample.loss_mask.count(1):
         return sample
     log_probs = unpack_floats(sample.rollout_log_probs) * mask
-    return sample.model_copy(update={"loss_mask": mask.tobytes(), "rollout_log_probs": pack_floats(log_probs)})
+    return change_row(sample, loss_mask=mask.tobytes(), rollout_log_probs=pack_floats(log_probs))

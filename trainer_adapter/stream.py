@@ -14,32 +14,24 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from claw_r1.errors import DependencyUnreachable, RetryableError, UserError
-from claw_r1.events import BatchCut, BatchTrained, Decision, GroupReady, Outcome, Policy, Sample
-from claw_r1.ids import derived_id
-from trainer_adapter.batch import TrainingBatch, build_columns
-from trainer_adapter.credit import gae_of
-from trainer_adapter.cut import (
-    Selection,
-    Waiting,
-    call_futile,
-    call_late,
-    explain_wait,
-    name_exclusions,
-    name_members,
-    select,
-)
+from claw_r1.events import BatchCut, BatchTrained, Decision, GroupReady, Outcome, Policy
+from claw_r1.ids import new_id
+from trainer_adapter.asking import ASK_S, Asking
+from trainer_adapter.batch import TrainingBatch, held_of
+from trainer_adapter.cut import Selection, call_futile, call_late
 from trainer_adapter.demand import Demander, Stock
-from trainer_adapter.groups import HeldSample, ReadyGroup, Shelf
 from trainer_adapter.ledger import Entry, Ledger, cut_entry, fate_entry, policy_entry, stats_entry, trained_entry
+from trainer_adapter.outlook import Outlook
 from trainer_adapter.pool import Pool
 from trainer_adapter.rebuild import why_it_differs
-from trainer_adapter.remake import Parts, head_of, list_missing, measure, name_samples, remake_columns
-from trainer_adapter.source import Source, Trimmed
-from trainer_adapter.staleness import mask_stale
+from trainer_adapter.remake import Parts, head_of, list_missing, name_samples, remake_columns
+from trainer_adapter.source import Trimmed
 from trainer_adapter.stats import list_stats, read_stats
+from trainer_adapter.tenure import await_free
+from trainer_adapter.waiting import Waiting
 
 log = logging.getLogger("claw.trainer")
 
@@ -47,6 +39,9 @@ _AWAY = (RetryableError, DependencyUnreachable)
 """What says, once a stream is open, that the broker is away and may come back."""
 _PAUSE_S = 0.5
 _TELL_S = 30.0
+_PROBE_S = 1.0
+GRACE_S: Final = 1.0
+"""How much longer than its `timeout` a `next` may wait; half of it is for saying why."""
 
 
 class NoBatchYet(TimeoutError):
@@ -87,10 +82,14 @@ class AsyncBatch(TrainingBatch):
 class AsyncBatchStream:
     """The batches of one recipe, in order, each durable as a cut before it is handed out.
 
-    A recipe has one trainer: whoever opens it last takes it over, and the earlier one gets `Superseded` at its next write.
-    Without `seek` a stream goes on after the last commit. Not for use from several event loops.
+    A recipe has one trainer. While another one is alive, opening the recipe raises RecipeHeld and changes nothing; one that was
+    killed is listened for, 10 s long, or not at all if it ran on this machine. Whoever opens the recipe last has it: an
+    earlier trainer that comes back gets `Superseded` at its next write. Without `seek` a stream goes on after the last commit.
+    Not for use from several event loops.
 
-    - `holder`: the trainer's name in cuts and messages (default host:process).
+    - `holder`: the trainer's name in cuts and messages. The same name is the same trainer, started anew. Without one
+      it is named HOST:PROCESS and six digits of chance, and only this process is the same trainer.
+    - `take_over`: take the recipe also from a trainer that is alive.
     - `from_start`: for a recipe that has no cut yet: True begins with the oldest ready group that the topic holds, False
       with the groups that become ready from now on.
     - `timeout`: seconds that iteration waits for a batch; None waits for ever and says every 30 s in the log why.
@@ -98,7 +97,7 @@ class AsyncBatchStream:
     - `prefetch_bytes`: bytes of ready samples that are kept in memory ahead; more is read again when its cut is made.
     - `deadline`: seconds after which a broker that does not answer is an error of the single operation.
     - `pool`, `database`: ClickHouse URL and database of the pool. A batch that comes again is made from there if the recipe's
-      topic was trimmed.
+      topic was trimmed; and a wait says which groups are open and what they are short of.
     """
 
     def __init__(
@@ -107,6 +106,7 @@ class AsyncBatchStream:
         *,
         kafka: str = "127.0.0.1:9092",
         holder: str | None = None,
+        take_over: bool = False,
         from_start: bool = True,
         timeout: float | None = None,
         appear: float = 10.0,
@@ -116,18 +116,20 @@ class AsyncBatchStream:
         database: str = "claw",
     ) -> None:
         self._name = recipe
-        self._holder = holder or f"{socket.gethostname()}:{os.getpid()}"
+        self._kafka = kafka
+        self._take_over = take_over
+        self._named = holder or None
+        self._holder = holder or f"{socket.gethostname()}:{os.getpid()}:{new_id()[-6:]}"
         self._from_start = from_start
         self._timeout = timeout
         self._appear = appear
-        self._prefetch_bytes = prefetch_bytes
         self._deadline = deadline
         self._ledger = Ledger(recipe, kafka=kafka, holder=self._holder, deadline=deadline)
-        self._source = Source(recipe, kafka=kafka, deadline=deadline)
+        self._outlook = Outlook(recipe, self._ledger, kafka=kafka, prefetch_bytes=prefetch_bytes, deadline=deadline)
+        self._source = self._outlook.source
         self._pool = None if pool is None else Pool(pool, database)
+        self._asking = Asking(None if pool is None else Pool(pool, database, timeout=ASK_S))
         self._demander = Demander(self._stock, kafka=kafka, holder=self._holder)
-        self._shelf: Shelf | None = None
-        self._begin = 0
         self._handed = 0
         self._position = 0
         self._lap = 0
@@ -148,21 +150,17 @@ class AsyncBatchStream:
     async def open(self) -> None:
         """Take the recipe, read its history, begin to read ahead.
 
-        Raises DependencyUnreachable, or UserError for a recipe or topic that does not exist.
+        Raises RecipeHeld if another trainer has the recipe, and then nothing is changed; DependencyUnreachable; UserError for a
+        recipe or topic that does not exist.
         """
         try:
+            if not self._take_over:
+                await await_free(self._kafka, self._name, self._named)
             await self._ledger.open()
-            history = self._ledger.history
-            self._handed = self._position = history.position
-            last = history.last_cut
-            start: int | None = 0 if self._from_start else None
-            if last is not None:
-                start = last.cursor if last.resume is None else last.resume
-            cursor = None if last is None else last.cursor
-            self._shelf = Shelf(history.taken, floor=cursor or 0, max_bytes=self._prefetch_bytes)
-            self._begin = await self._source.open(self._shelf, start=start, cursor=cursor, appear=self._appear)
+            self._demander.start(self._ledger.since)  # before the long reading, in which a second trainer may come
+            self._handed = self._position = self._ledger.history.position
+            await self._outlook.open(from_start=self._from_start, appear=self._appear)
             await self._announce_policy()
-            self._demander.start()
         except BaseException:
             await self.close()
             raise
@@ -179,7 +177,8 @@ class AsyncBatchStream:
     async def close(self) -> None:
         """Let go of the broker. Batches that were handed out and not committed come again at the next start."""
         await self._demander.close()
-        await self._source.close()
+        await self._asking.close()
+        await self._outlook.close()
         await self._ledger.close()
 
     # ------------------------------------------------------------------------------------------------------- state
@@ -187,15 +186,12 @@ class AsyncBatchStream:
     @property
     def policy_version(self) -> int | None:
         """The newest trained version of the run; the next commit must be above. None if nothing was trained yet."""
-        newest = self._ledger.history.newest
-        committed = None if newest is None else newest.policy_version
-        announced = self._source.trained_version(self._source.recipe.run_id)
-        return max((v for v in (committed, announced) if v is not None), default=None)
+        return self._outlook.policy_version
 
     @property
     def counts(self) -> Counter[str]:
         """Records that were not taken in, by reason, since the stream was opened."""
-        return self._source.counts + (self._shelf.counts if self._shelf else Counter())
+        return self._outlook.counts
 
     def cursor(self) -> int:
         """The sequence of the last committed batch, 0 before the first: what a checkpoint keeps."""
@@ -204,46 +200,34 @@ class AsyncBatchStream:
     def seek(self, cursor: int) -> None:
         """Go on after batch `cursor`: the batches after it come again from their cuts, then new ones.
 
-        Batches that were handed out before can no longer be committed. Nothing is recorded until the next commit. Raises
-        UserError for a cursor that no batch has.
+        Batches that were handed out before can no longer be committed, and a `next` that is on its way begins again from here.
+        Nothing is recorded until the next commit. Raises UserError for a cursor that no batch has.
         """
         last = self._ledger.history.last_sequence
         if not 0 <= cursor <= last:
             raise UserError(f"recipe {self._name} has no batch {cursor}: a cursor is 0 to {last} (its newest cut)")
         self._handed = self._position = cursor
         self._lap += 1
+        self._source.wake()
 
     def waiting(self) -> Waiting:
         """What the next new batch waits for."""
-        shelf, source = self._open_shelf(), self._source
-        return explain_wait(
-            source.recipe,
-            self._ready(),
-            self.policy_version,
-            sequence=self._ledger.history.last_sequence + 1,
-            strays=shelf.strays,
-            ended=source.ended,
-        )
+        return self._outlook.waiting()
 
-    def _stock(self) -> Stock:
-        """What is wanted and there, for those who sample."""
+    def _stock(self) -> Stock | None:
+        """What is wanted and there, for those who sample, as far as it was read; None while the recipe was not."""
         source = self._source
+        if not source.recipes:
+            return None
+        waiting = self.waiting()
         return Stock(
             source.recipe,
             source.recipe_version,
-            ready=self.waiting().ready,
+            a_batch=waiting.a_batch,
+            ready=waiting.usable,
             cut=self._ledger.history.untrained(self._position),
             ended=source.ended or self._ledger.lost,
         )
-
-    def _ready(self) -> list[ReadyGroup]:
-        """The groups that no cut has, as people's decisions leave them."""
-        return self._open_shelf().decide(self._source.recipe_of)
-
-    def _open_shelf(self) -> Shelf:
-        if self._shelf is None:
-            raise UserError("the stream is not open: use it in a `with` block")
-        return self._shelf
 
     # ------------------------------------------------------------------------------------------------------- hand-over
 
@@ -256,58 +240,87 @@ class AsyncBatchStream:
     async def next(self, timeout: float | None = None) -> AsyncBatch:
         """The next batch: one that was cut and not trained, else a new one as soon as its groups are ready.
 
-        Waits `timeout` seconds (None: for ever), through a broker's absence too. Raises NoBatchYet (a TimeoutError) that
-        says why; Superseded; InvalidRecord for a record on the recipe's topic that cannot be read.
+        Waits `timeout` seconds (None: for ever) and at most GRACE_S more, through a broker's absence too; a batch that is there
+        by then is made and handed out, if that takes longer too. Raises NoBatchYet (a TimeoutError) that says why; Superseded;
+        InvalidRecord for a record on the recipe's topic that cannot be read.
         """
-        self._open_shelf()
+        self._outlook.check_open()
         end = None if timeout is None else time.monotonic() + timeout
-        async with self._handing:
-            while True:
-                try:
-                    return await self._hand_over(end, timeout)
-                except _AWAY as error:
-                    if end is not None and time.monotonic() + _PAUSE_S > end:
-                        raise NoBatchYet(f"no batch within {timeout:g} s: {error}", self.waiting()) from error
-                    log.warning("no batch yet, trying again", extra={"recipe": self._name, "error": str(error)})
-                    await asyncio.sleep(_PAUSE_S)
+        try:
+            async with (
+                asyncio.timeout(None if timeout is None else max(0.0, timeout) + GRACE_S) as limit,
+                self._handing,
+            ):
+                while True:
+                    try:
+                        return await self._hand_over(end, timeout, limit)
+                    except _AWAY as error:
+                        if end is not None and time.monotonic() + _PAUSE_S > end:
+                            raise NoBatchYet(f"no batch within {timeout:g} s: {error}", self.waiting()) from error
+                        log.warning("no batch yet, trying again", extra={"recipe": self._name, "error": str(error)})
+                        await asyncio.sleep(_PAUSE_S)
+        except TimeoutError as error:
+            if isinstance(error, NoBatchYet) or not limit.expired():
+                raise
+            waiting, why = replace(self.waiting(), broker_away=True), "the broker does not answer"
+            if self._handing.locked():
+                waiting, why = self.waiting(), "another call of `next` waits for it"
+            raise NoBatchYet(f"no batch within {timeout:g} s: {why}", waiting) from None
 
-    async def _hand_over(self, end: float | None, timeout: float | None) -> AsyncBatch:
-        await self._settle()
-        sequence = self._handed + 1
-        if sequence in self._ledger.history.cuts:
-            batch = await self._replay(sequence)
-        else:
-            batch = await self._cut(await self._select(end, timeout))
-        self._handed = batch.sequence
-        return batch
+    async def _hand_over(self, end: float | None, timeout: float | None, limit: asyncio.Timeout) -> AsyncBatch:
+        due = limit.when()
+        while True:
+            lap = self._lap
+            await self._settle()
+            sequence = self._handed + 1
+            try:
+                if sequence in self._ledger.history.cuts:
+                    limit.reschedule(None)  # it is there: making it is no wait
+                    batch = await self._replay(sequence)
+                elif (selection := await self._select(end, timeout)) is not None:
+                    limit.reschedule(None)
+                    batch = await self._cut(selection)
+            finally:
+                if not limit.expired():
+                    limit.reschedule(due)
+            if lap == self._lap:  # else a seek came meanwhile: the batch, if there is one, has its cut and its turn
+                self._handed = batch.sequence
+                return batch
 
     async def _settle(self) -> None:
         """After a transaction whose end was not known: learn it, and let go of groups that are in a cut after all."""
         if await self._ledger.mend() and (last := self._ledger.history.last_cut) is not None:
-            self._open_shelf().settle(last.cursor)
+            self._outlook.shelf.settle(last.cursor)
 
-    async def _select(self, end: float | None, timeout: float | None) -> Selection:
-        source = self._source
-        while True:
-            if self._choose() is not None:
-                await source.catch_up()
-                while (selection := self._choose()) is not None:
-                    if not selection.lacking:
-                        return selection
-                    self._open_shelf().fill(await self._load(selection.lacking))
+    async def _select(self, end: float | None, timeout: float | None) -> Selection | None:
+        """The groups of a new batch as soon as they are there; None if a seek came before."""
+        source, lap = self._source, self._lap
+        while lap == self._lap:
+            if source.late_is_full:
+                await self._answer()
+            selection = await self._outlook.select()
+            if selection is not None and lap == self._lap:
+                return selection
             await self._answer()
             tell = time.monotonic() + _TELL_S
             try:
                 await source.changed(tell if end is None else min(tell, end))
             except TimeoutError:
-                waiting = replace(self.waiting(), broker_away=await source.broker_is_away())
+                left = ASK_S if end is None else end + GRACE_S / 2 - time.monotonic()
+                waiting = await self._look_around(min(ASK_S, left))
                 why = waiting.describe(time.time())
                 if end is not None and time.monotonic() >= end:
                     raise NoBatchYet(f"no batch within {timeout:g} s: {why}", waiting) from None
                 log.info("waiting for groups", extra={"recipe": self._name, "why": why})
+        return None
 
-    def _choose(self) -> Selection | None:
-        return select(self._ready(), self._source.recipe, self.policy_version)
+    async def _look_around(self, within: float) -> Waiting:
+        """What is waited for, with the groups that are open, of which only the pool knows; it takes at most so many seconds."""
+        _, is_away = await asyncio.gather(
+            self._asking.ask(self._source.recipe, within=within),
+            self._source.broker_is_away(min(_PROBE_S, within)),
+        )
+        return replace(self._asking.tell(self.waiting()), broker_away=is_away)
 
     async def _answer(self) -> None:
         """Say of decisions that came too late that they did, though there is no cut or commit to say it with."""
@@ -317,77 +330,36 @@ class AsyncBatchStream:
 
     def _fates(self) -> list[Entry]:
         """What is to be said of decisions that came too late."""
-        too_late = self._open_shelf().too_late.values()
+        too_late = self._outlook.shelf.too_late.values()
         return [fate_entry(fate) for fate in call_late(self._name, too_late, time.time())]
 
     def _forget(self, fates: list[Entry]) -> None:
         """These were said."""
-        said = self._open_shelf().too_late
+        said = self._outlook.shelf.too_late
         for entry in fates:
             if isinstance(entry.event, Outcome) and entry.event.fact_id is not None:
                 said.pop((entry.event.fact_id, entry.event.group_id), None)
 
     async def _cut(self, selection: Selection) -> AsyncBatch:
-        shelf, history = self._open_shelf(), self._ledger.history
-        recipe, version = self._source.recipe, self._source.recipe_version
-        trained = self.policy_version
+        shelf = self._outlook.shelf
         fates = self._fates()
-        bodies = await self._bodies(selection)
-        floor = selection.floor
-        pairs = [(g.marker, mask_stale([bodies[s.sample_id] for s in g.samples], floor)) for g in selection.members]
-        sequence = history.last_sequence + 1
-        columns = build_columns(pairs, recipe.algorithm, gae_of(recipe))
-        batch = TrainingBatch(
-            batch_id="",
-            recipe=self._name,
-            recipe_version=version,
-            run_id=recipe.run_id,
-            sequence=sequence,
-            trained_version=trained,
-            **columns,
-        )
-        cut = BatchCut(
-            batch_id=derived_id("batch", self._name, recipe.run_id, sequence, batch.digest),
-            recipe=self._name,
-            recipe_version=version,
-            run_id=recipe.run_id,
-            sequence=sequence,
-            members=name_members(selection),
-            excluded=name_exclusions(selection),
-            start=self._begin if history.last_cut is None else history.last_cut.cursor,
-            cursor=selection.cursor,
-            needs=selection.needs,
-            resume=shelf.resume_at(selection.cursor, selection.groups),
-            policy_version=trained,
-            digest=batch.digest,
-            checksums=batch.checksums,
-            sizes=measure(batch),
-            holder=self._holder,
-            at=time.time(),
-        )
-        futile = [fate_entry(fate) for fate in call_futile(self._name, selection, sequence, cut.at)]
+        batch = await self._outlook.build(selection)
+        cut = self._outlook.describe_cut(selection, batch, holder=self._holder, at=time.time())
+        futile = [fate_entry(fate) for fate in call_futile(self._name, selection, cut.sequence, cut.at)]
         await self._ledger.append([cut_entry(cut), *fates, *futile])
-        shelf.settle(cut.cursor)
+        shelf.settle(cut.cursor, [group.key for group in selection.groups])
         self._forget(fates)
-        return self._hand_out(cut, columns)
-
-    async def _bodies(self, selection: Selection) -> dict[str, Sample]:
-        """Every member's samples by id, read again where memory did not hold them."""
-        held = [sample for group in selection.members for sample in group.samples]
-        bodies = {sample.sample_id: sample.body for sample in held if sample.body is not None}
-        return bodies | await self._load([sample for sample in held if sample.body is None])
-
-    async def _load(self, absent: list[HeldSample]) -> dict[str, Sample]:
-        if not absent:
-            return {}
-        first, last = min(s.offset for s in absent), max(s.offset for s in absent)
-        bodies, _ = await self._source.load(first, last + 1, samples={s.sample_id for s in absent})
-        return bodies
+        return self._hand_out(cut, held_of(batch))
 
     async def _replay(self, sequence: int) -> AsyncBatch:
         """The batch of a cut, made again of what the topic or, where that was trimmed, the pool holds; the same in every
         byte."""
         cut = await self._ledger.read_cut(sequence)
+        if purged := sorted({m.run_id for m in cut.members} & self._outlook.shelf.purged):
+            raise UserError(
+                f"batch {sequence} of recipe {self._name} is not handed out again: run {', '.join(purged)} was purged since. "
+                "Train another run, with a recipe of its own."
+            )
         parts = await self._parts(cut)
         batch = self._hand_out(cut, remake_columns(cut, parts, self._source.recipe_of))
         if batch.digest != cut.digest:
@@ -415,7 +387,7 @@ class AsyncBatchStream:
         return Parts(samples, markers, {e.fact_id: e for e in others.values() if isinstance(e, Decision)})
 
     def _hand_out(self, cut: BatchCut, columns: dict[str, Any]) -> AsyncBatch:
-        return AsyncBatch(stream=self, cut=cut, lap=self._lap, **head_of(cut), **columns)
+        return AsyncBatch(stream=self, cut=cut, lap=self._lap, **(columns | head_of(cut)))
 
     # ------------------------------------------------------------------------------------------------------- commit
 
@@ -467,7 +439,8 @@ class AsyncBatchStream:
                         [*stats, trained_entry(trained), policy_entry(_policy_of(trained)), *fates]
                     )
                     self._forget(fates)
-                    self._position = batch.sequence
+                    if batch.lap == self._lap:  # else a seek came meanwhile, and what it said stands
+                        self._position = batch.sequence
                     return
                 except _AWAY as error:
                     if time.monotonic() > end:

@@ -4,17 +4,16 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from claw_r1.errors import UserError
-from trainer_adapter.batch import TrainingBatch
-from trainer_adapter.cut import Waiting
+from trainer_adapter.batch import TrainingBatch, held_of
 from trainer_adapter.stream import AsyncBatch, AsyncBatchStream
+from trainer_adapter.waiting import Waiting
 
 T = TypeVar("T")
-_COLUMNS = tuple(column.name for column in fields(TrainingBatch))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -66,6 +65,7 @@ class BatchStream:
         *,
         kafka: str = "127.0.0.1:9092",
         holder: str | None = None,
+        take_over: bool = False,
         from_start: bool = True,
         timeout: float | None = None,
         appear: float = 10.0,
@@ -78,6 +78,7 @@ class BatchStream:
             recipe,
             kafka=kafka,
             holder=holder,
+            take_over=take_over,
             from_start=from_start,
             timeout=timeout,
             appear=appear,
@@ -137,7 +138,7 @@ class BatchStream:
         Raises NoBatchYet (a TimeoutError) that says why; Superseded; InvalidRecord for a record that cannot be read.
         """
         handed = self._wait(self._open_stream().next(timeout))
-        return Batch(stream=self, source=handed, **{name: getattr(handed, name) for name in _COLUMNS})
+        return Batch(stream=self, source=handed, **held_of(handed))
 
     def commit(
         self,

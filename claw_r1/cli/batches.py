@@ -1,57 +1,30 @@
-"""`claw batches`: which batches were cut, what one got and left out and why, what tells two apart, and one made again."""
+"""`claw batches`: which batches were cut, what one got and left out and why, what tells two apart, one made again, the next."""
 
 import asyncio
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from claw_r1.cli.address import clickhouse_address, database_name
-from claw_r1.cli.batch_diff import compare
+from claw_r1.batch_diff import compare
+from claw_r1.batch_questions import BY_ID, BY_SEQUENCE, DECISIONS, GROUPS, NEWEST, TRAJECTORIES, bear, key_of
+from claw_r1.cli.address import clickhouse_address, database_name, kafka_address
 from claw_r1.cli.trajectories import AsJson, Clickhouse, Database, Row, Timeout, ask_rows, clock, to_json
 from claw_r1.clickhouse import ClickHouse
 from claw_r1.errors import UserError
 from claw_r1.ids import split_batch_name
 
-app = typer.Typer(help="List, show and compare batches, and make one again.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from trainer_adapter.preview import Preview
+
+app = typer.Typer(help="List, show and compare batches, make one again, look at the next.", no_args_is_help=True)
 
 Batch = Annotated[str, typer.Argument(help="RECIPE/SEQUENCE, such as grpo-main/7, or the batch's id.")]
 
-_SUMMARY: Final = """
-SELECT c.recipe AS recipe, c.recipe_version AS recipe_version, c.run_id AS run_id, c.sequence AS sequence,
-    c.batch_id AS batch_id, if(t.policy_version IS NULL, 'cut', 'trained') AS state, c.groups AS groups,
-    c.excluded AS excluded, c.samples AS samples, c.tokens AS tokens, c.trained_tokens AS trained_tokens,
-    c.policy_version AS policy_version, c.oldest_version AS oldest_version, c.newest_version AS newest_version,
-    c.policy_version - c.oldest_version AS staleness, t.policy_version AS trained_policy_version,
-    t.trainer_step AS trainer_step, t.weights_digest AS weights_digest, c.digest AS digest, c.holder AS holder,
-    c.append_time AS cut_time, t.append_time AS trained_time
-FROM newest AS c
-LEFT JOIN (
-    SELECT * FROM trained FINAL WHERE (recipe, run_id, sequence) IN (SELECT recipe, run_id, sequence FROM newest)
-) AS t ON c.batch_id = t.batch_id
-ORDER BY cut_time DESC, sequence DESC
-"""
-_NEWEST: Final = f"""
-WITH newest AS (
-    SELECT * FROM cuts FINAL WHERE (recipe, run_id, sequence) IN (
-        SELECT recipe, run_id, sequence FROM cuts FINAL
-        WHERE ({{recipe:String}} = '' OR recipe = {{recipe:String}}) AND ({{run:String}} = '' OR run_id = {{run:String}})
-        ORDER BY append_time DESC, sequence DESC LIMIT {{limit:UInt32}}
-    )
-)
-{_SUMMARY}
-"""
-_NAMED: Final = f"""
-WITH newest AS (
-    SELECT * FROM cuts FINAL WHERE {{where}} ORDER BY offset LIMIT 1
-)
-{_SUMMARY}
-"""
-_BY_SEQUENCE: Final = _NAMED.format(where="recipe = {recipe:String} AND sequence = {sequence:UInt64}")
-_BY_ID: Final = _NAMED.format(where="batch_id = {batch:String}")
 _OF_TRAJECTORY: Final = """
 SELECT * FROM trajectory_batches(trajectory_uid = {uid:String})
 WHERE ({run:String} = '' OR group_run_id = {run:String}) AND ({step:String} = '' OR step_id = {step:String})
@@ -62,66 +35,7 @@ _PLACE_OF_STEP: Final = """
 SELECT DISTINCT run_id, trajectory_uid FROM steps
 WHERE step_id = {step:String} AND ({run:String} = '' OR run_id = {run:String}) LIMIT 2
 """
-_GROUPS: Final = """
-WITH members AS (
-    SELECT *, splitByRegexp('[#+]', group_id)[1] AS prompt_uid FROM cut_members FINAL
-    WHERE recipe = {recipe:String} AND run_id = {run:String} AND sequence = {sequence:UInt64} AND batch_id = {batch:String}
-)
-SELECT m.position AS position, m.taken AS taken, m.reason AS reason, m.group_run_id AS group_run_id, m.prompt_uid AS prompt_uid,
-    m.group_id AS group_id, g.task_id AS task_id, g.recipe_version AS recipe_version, m.sample_ids AS sample_ids,
-    m.left_out AS left_out, g.tokens AS emitted_tokens, g.trained_tokens AS emitted_trained_tokens,
-    g.min_version AS oldest_version, g.max_version AS newest_version, g.reward_mean AS reward_mean,
-    g.reward_std AS reward_std, g.members AS members, g.decisions AS decisions_before, m.decisions AS decisions
-FROM members AS m
-LEFT JOIN (
-    SELECT * FROM groups FINAL
-    WHERE (run_id, prompt_uid, group_id) IN (SELECT group_run_id, prompt_uid, group_id FROM members)
-        AND recipe = {recipe:String}
-) AS g ON m.group_run_id = g.run_id AND m.group_id = g.group_id AND m.ready_offset = g.offset
-ORDER BY taken DESC, position
-"""
-_DECISIONS: Final = """
-WITH prompts AS (
-    SELECT group_run_id, splitByRegexp('[#+]', group_id)[1] AS prompt_uid FROM cut_members FINAL
-    WHERE recipe = {recipe:String} AND run_id = {run:String} AND sequence = {sequence:UInt64} AND batch_id = {batch:String}
-)
-SELECT d.fact_id AS fact_id, d.prompt_uid AS prompt_uid, d.trajectory_uid AS trajectory_uid, d.step_id AS step_id,
-    d.action AS action, d.value AS value, d.undoes AS undoes, d.author AS author, d.reason AS reason,
-    d.append_time AS append_time, o.late_reason AS late_reason
-FROM (SELECT * FROM decisions FINAL WHERE (run_id, prompt_uid) IN prompts) AS d
-LEFT JOIN (
-    SELECT run_id, prompt_uid, fact_id, any(reason) AS late_reason FROM outcomes FINAL
-    WHERE (run_id, prompt_uid) IN prompts AND outcome = 'late' AND recipe = {recipe:String}
-        AND batch = {sequence:UInt64} AND fact_id IS NOT NULL
-    GROUP BY run_id, prompt_uid, fact_id
-) AS o ON d.run_id = o.run_id AND d.prompt_uid = o.prompt_uid AND d.fact_id = o.fact_id
-ORDER BY append_time, fact_id
-"""
 _STEPS: Final = "SELECT * EXCEPT (recipe, run_id, sequence, batch_id) FROM batch_steps(batch_id = {batch:String})"
-_TRAJECTORIES: Final = """
-WITH members AS (
-    SELECT position, group_run_id, group_id, splitByRegexp('[#+]', group_id)[1] AS prompt_uid, sample_ids, decisions
-    FROM cut_members FINAL
-    WHERE recipe = {recipe:String} AND run_id = {run:String} AND sequence = {sequence:UInt64} AND batch_id = {batch:String}
-        AND taken
-)
-SELECT m.group_run_id AS group_run_id, m.group_id AS group_id, s.trajectory_uid AS trajectory_uid, count() AS samples,
-    sum(s.tokens) AS tokens, sum(s.trained_tokens) AS trained_tokens,
-    hex(sipHash64(arraySort(groupArray((s.sample_index, s.ids))))) AS ids,
-    hex(sipHash64(arraySort(groupArray((s.sample_index, s.mask))))) AS mask, any(s.reward) AS reward,
-    arraySort(arrayDistinct(arrayFlatten(groupArray(s.versions)))) AS versions, any(m.decisions) AS decisions
-FROM (SELECT *, arrayJoin(sample_ids) AS sample_id FROM members) AS m
-INNER JOIN (
-    SELECT run_id, group_id, sample_id, trajectory_uid, sample_index, tokens, trained_tokens, reward,
-        sipHash64(token_ids) AS ids, sipHash64(loss_mask) AS mask,
-        arrayFilter(v -> isNotNull(v), version_spans.version) AS versions
-    FROM samples FINAL
-    WHERE (run_id, prompt_uid, group_id) IN (SELECT group_run_id, prompt_uid, group_id FROM members)
-        AND recipe = {recipe:String}
-) AS s ON m.group_run_id = s.run_id AND m.group_id = s.group_id AND m.sample_id = s.sample_id
-GROUP BY group_run_id, group_id, trajectory_uid
-ORDER BY min(m.position), trajectory_uid
-"""
 
 
 @app.command("list")
@@ -142,7 +56,7 @@ def list_batches(
         found = asyncio.run(_find_lineage(clickhouse, database, timeout, trajectory, step, asked))
         lines = map(_lineage_line, found)
     else:
-        found = asyncio.run(_ask(clickhouse, database, timeout, _NEWEST, asked))
+        found = asyncio.run(_ask(clickhouse, database, timeout, NEWEST, asked))
         lines = map(_summary_line, found)
     if as_json:
         print(to_json(found))
@@ -227,6 +141,37 @@ def rebuild(
     print(f"{made.recipe}/{made.sequence} is the same: {len(made)} samples, {made.tokens} tokens, {made.digest}{where}")
 
 
+@app.command("next")
+def next_batch(
+    recipe: Annotated[str, typer.Option("--recipe", help="The recipe whose next batch it is.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Said or not: nothing is cut, and no trainer loses the recipe.")
+    ] = True,
+    kafka: Annotated[
+        str | None, typer.Option("--kafka", help="Broker, HOST:PORT (default: CLAW_KAFKA, or the running stack).")
+    ] = None,
+    clickhouse: Clickhouse = None,
+    database: Database = None,
+    timeout: Timeout = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Show what the next batch of a recipe would be, and why groups wait. Changes nothing."""
+    from trainer_adapter.preview import preview_batch
+
+    found = preview_batch(
+        recipe,
+        kafka=kafka_address(kafka),
+        pool=clickhouse_address(clickhouse),
+        database=database_name(database),
+        deadline=timeout,
+    )
+    why = found.waiting.describe(found.said_at)
+    if as_json:
+        print(json.dumps({**asdict(found), "why": None if found.is_full else why}))
+        return
+    print("\n".join(_preview_lines(found, why)))
+
+
 # ------------------------------------------------------------------------------------------------------------- questions
 
 
@@ -260,38 +205,26 @@ async def _find(client: ClickHouse, name: str) -> Row:
     """The summary of a batch. Raises UserError if there is none of the name."""
     place = split_batch_name(name)
     if place is None:
-        found = await ask_rows(client, _BY_ID, {"batch": name})
+        found = await ask_rows(client, BY_ID, {"batch": name})
     else:
-        found = await ask_rows(client, _BY_SEQUENCE, dict(zip(("recipe", "sequence"), place, strict=True)))
+        found = await ask_rows(client, BY_SEQUENCE, dict(zip(("recipe", "sequence"), place, strict=True)))
     if not found:
         raise UserError(f"the pool has no batch {name}: `claw batches list` shows those there are")
     return found[0]
 
 
-def _key(head: Row) -> Row:
-    return {
-        "recipe": head["recipe"],
-        "run": head["run_id"],
-        "sequence": head["sequence"],
-        "batch": head["batch_id"],
-    }
-
-
 async def _tell(clickhouse: str | None, database: str | None, timeout: float, name: str, *, steps: bool) -> Row:
     async with await _connect(clickhouse, database, timeout) as client:
         head = await _find(client, name)
-        groups = await ask_rows(client, _GROUPS, _key(head))
-        decisions = await ask_rows(client, _DECISIONS, _key(head))
-        lineage = await ask_rows(client, _STEPS, _key(head)) if steps else None
-    applied = {fact_id for group in groups for fact_id in group["decisions"]}
-    before = {fact_id for group in groups for fact_id in group["decisions_before"] or ()}
-    for decision in decisions:
-        decision["bore"] = "cut" if decision["fact_id"] in applied else None
-        if decision["fact_id"] in before:
-            decision["bore"] = "emission"
-        elif decision["late_reason"] is not None:
-            decision["bore"] = "late"
-    return {**head, "members": groups, "decisions": decisions, **({} if lineage is None else {"steps": lineage})}
+        groups = await ask_rows(client, GROUPS, key_of(head))
+        decisions = await ask_rows(client, DECISIONS, key_of(head))
+        lineage = await ask_rows(client, _STEPS, key_of(head)) if steps else None
+    return {
+        **head,
+        "members": groups,
+        "decisions": bear(groups, decisions),
+        **({} if lineage is None else {"steps": lineage}),
+    }
 
 
 async def _compare(
@@ -299,7 +232,7 @@ async def _compare(
 ) -> tuple[list[Row], dict[str, Any]]:
     async with await _connect(clickhouse, database, timeout) as client:
         heads = [await _find(client, name) for name in (a, b)]
-        first, second = [await ask_rows(client, _TRAJECTORIES, _key(head)) for head in heads]
+        first, second = [await ask_rows(client, TRAJECTORIES, key_of(head)) for head in heads]
     return heads, compare(first, second)
 
 
@@ -367,6 +300,31 @@ def _lines(story: Row) -> Iterator[str]:
             None: "not in the cut: the recipe's next cut answers it",
         }[decision["bore"]]
         yield f"decision: {decision['action']}{value} on {about} by {decision['author']}, {how} ({decision['fact_id']})"
+
+
+def _preview_lines(found: "Preview", why: str) -> Iterator[str]:
+    state = "would be cut now" if found.is_full else "is not full"
+    held = "nobody trains it now" if found.holder is None else f"held by {found.holder}"
+    yield f"{found.recipe}/{found.sequence} {state}: {len(found.members)} groups, {found.tokens} tokens"
+    yield (
+        f"recipe version {found.recipe_version}, run {found.run_id}, trained policy version {_known(found.policy_version)}, "
+        f"{held}"
+    )
+    if found.untrained:
+        yield f"batches {', '.join(map(str, found.untrained))} are cut and not committed: they come again first"
+    groups = [*found.members, *found.excluded]
+    if groups:
+        width = max(len(group.group_id) for group in groups)
+        yield f"{'group':<{width}}  samples  tokens  trained  versions  staleness  reward  decisions  left out"
+        for group in groups:
+            versions = f"{_known(group.oldest_version)}..{_known(group.newest_version)}"
+            reward = "?" if group.reward_mean is None else f"{group.reward_mean:.3g}"
+            yield (
+                f"{group.group_id:<{width}}  {group.samples:>7}  {group.tokens:>6}  {group.trained_tokens:>7}  {versions:>8}  "
+                f"{_known(group.staleness):>9}  {reward:>6}  {group.decisions:>9}  {group.reason or ''}".rstrip()
+            )
+    if not found.is_full:
+        yield why
 
 
 def _known(value: Any) -> str:

@@ -12,17 +12,15 @@ import msgspec
 import typer
 from pydantic import ValidationError
 
-from claw_r1 import bus
 from claw_r1.cli.address import clickhouse_address, database_name, kafka_address
 from claw_r1.clickhouse import ClickHouse
-from claw_r1.codec import encode
 from claw_r1.curation import ACTIONS, NUMBERED, why_unfit
+from claw_r1.deciding import make_decisions, publish_decisions
 from claw_r1.dry_run import list_untold, matching_sql
 from claw_r1.events import Decision
-from claw_r1.ids import check_id, derived_id, new_id
+from claw_r1.ids import check_id
 from claw_r1.recipes import Recipe
 from claw_r1.rules import Condition
-from claw_r1.topics import EVENTS
 
 
 def decide(
@@ -76,9 +74,9 @@ def decide(
     else:
         recipe = Recipe(name="decide", run_id=run, channel=channel, filters=tuple(map(read_condition, where or ())))
         subjects = asyncio.run(_find(clickhouse_address(clickhouse), database_name(database), recipe))
-    decisions = make_decisions(run, subjects, said, time.time())
+    decisions = make_decisions([(run, prompt, uid) for prompt, uid in subjects], said, time.time())
     if not dry_run:
-        asyncio.run(_write(kafka_address(kafka), decisions))
+        asyncio.run(publish_decisions(kafka_address(kafka), decisions, source="claw/decide"))
     _show(decisions, as_json=as_json, written=not dry_run)
 
 
@@ -121,37 +119,12 @@ def parse_condition(text: str) -> Condition:
         raise typer.BadParameter(f"{text!r}: the value is no YAML", param_hint="--where") from error
 
 
-def make_decisions(run: str, subjects: list[tuple[str, str | None]], said: dict[str, Any], at: float) -> list[Decision]:
-    """One decision for each (prompt, trajectory); all of one call are told by one id in theirs."""
-    call = new_id()
-    return [
-        Decision(
-            fact_id=derived_id("decision", call, run, prompt, trajectory),
-            run_id=run,
-            at=at,
-            prompt_uid=prompt,
-            trajectory_uid=trajectory,
-            **said,
-        )
-        for prompt, trajectory in subjects
-    ]
-
-
 async def _find(url: str, database: str, recipe: Recipe) -> list[tuple[str, str | None]]:
     if untold := list_untold(recipe):
         raise typer.BadParameter(f"the pool does not tell {', '.join(untold)}", param_hint="--where")
     async with await ClickHouse.connect(url, database, timeout=300) as client:
         await client.check_schema()
         return [(prompt, trajectory) for prompt, trajectory in (await client.query(matching_sql(recipe))).rows]
-
-
-async def _write(kafka: str, decisions: list[Decision]) -> None:
-    producer = await bus.start_producer(kafka, client_id="claw-decide")
-    try:
-        for decision in decisions:
-            await bus.publish(producer, EVENTS, encode(decision, source="claw/decide"), deadline=30)
-    finally:
-        await bus.stop_producer(producer)
 
 
 def _show(decisions: list[Decision], *, as_json: bool, written: bool) -> None:

@@ -35,6 +35,7 @@ def demo(
     explain: Annotated[
         bool, typer.Option("--explain", help="Follow one step through all stops and print the datum at each.")
     ] = False,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the console in a browser.")] = False,
     token_delay: Annotated[
         float, typer.Option("--token-delay", min=0.0, help="Seconds a token of the demo's engine takes.", hidden=True)
     ] = 0.0,
@@ -46,6 +47,7 @@ def demo(
     if (upstream is None) != (model is None):
         raise typer.BadParameter("--upstream and --model go together: the engine, and the name of the model it serves")
     try:
+        from claw_r1.cli.console import show
         from claw_r1.demo import run, view
     except ModuleNotFoundError as error:
         raise UserError(f"the demo's packages are not installed ({error}): pip install 'claw-r1[demo]'") from error
@@ -63,7 +65,7 @@ def demo(
         explain_demo(options, as_json=as_json)
         return
     try:
-        with view.open_view(live=not headless) as shown:
+        with view.open_view(live=not headless, opens=None if no_open else show) as shown:
             progress = run.run_demo(options, shown)
     except KeyboardInterrupt:
         print("stopped; the data stay", file=sys.stderr)

@@ -14,8 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from claw_r1 import registry
-from claw_r1.cli import supply
+from claw_r1 import registry, supply
 from claw_r1.cli.address import clickhouse_address, database_name, kafka_address
 from claw_r1.clickhouse import ClickHouse
 from claw_r1.dry_run import dry_run_sql, list_untold
@@ -108,7 +107,8 @@ def dry_run(
 
 def _print_counts(counts: list[dict[str, Any]]) -> None:
     for row in counts:
-        print(f"{row['number']:>10}  {row['about']:<10}  {row['outcome']:<9}  {row['reason']}")
+        tokens = f"  {row['tokens']:,} tokens" if row.get("tokens") else ""
+        print(f"{row['number']:>10}  {row['about']:<10}  {row['outcome']:<9}  {row['reason']}{tokens}")
 
 
 async def _ask(url: str, database: str, question: str, timeout: float) -> list[dict[str, Any]]:
@@ -129,9 +129,11 @@ def list_recipes(kafka: Kafka = None, as_json: AsJson = False) -> None:
     for known in found:
         recipe = known.recipe
         assert recipe is not None
+        unit = "groups" if recipe.batch.tokens is None else "tokens"
         print(
             f"{recipe.name} v{known.version}: {recipe.algorithm}, run {recipe.run_id}, channel {recipe.channel}, "
-            f"groups of {recipe.group.size}, {recipe.batch.groups} groups a batch"
+            f"groups of {recipe.group.size}, {recipe.batch.size} {unit} a batch"
+            + (f" mixed by {recipe.batch.mix.by}" if recipe.batch.mix else "")
             + (f", {len(recipe.filters)} filters" if recipe.filters else "")
             + (", reviewed" if recipe.review == "required" else "")
         )

@@ -33,7 +33,8 @@ def write_reference() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    """The lines of a table."""
     heads = list(heads)
     yield "| " + " | ".join(heads) + " |"
     yield "|" + "---|" * len(heads)
@@ -58,7 +59,7 @@ def _settings() -> Iterator[str]:
         yield f"### {name}\n"
         yield from _variables(model, set(model.model_fields) - shared)
     yield "### The command line and the local stack\n"
-    yield from _table(("variable", "meaning"), ((f"`{k}`", v) for k, v in OTHER_VARIABLES.items()))
+    yield from table(("variable", "meaning"), ((f"`{k}`", v) for k, v in OTHER_VARIABLES.items()))
 
 
 def _variables(model: type[Settings], fields: set[str]) -> Iterator[str]:
@@ -67,7 +68,7 @@ def _variables(model: type[Settings], fields: set[str]) -> Iterator[str]:
         if field in fields:
             info = model.model_fields[field]
             rows.append((f"`{variable}`", _default(field, info.default), info.description or ""))
-    yield from _table(("variable", "default", "meaning"), rows)
+    yield from table(("variable", "default", "meaning"), rows)
 
 
 def _default(field: str, value: Any) -> str:
@@ -104,7 +105,7 @@ def _command(path: str, command: Any) -> Iterator[str]:
     yield f"{(command.help or '').strip()}\n"
     rows = [(f"`{_flag(p)}`", p.help or "") for p in command.params if p.name != "help" and not p.hidden]
     if rows:
-        yield from _table(("", "meaning"), rows)
+        yield from table(("", "meaning"), rows)
 
 
 def _flag(parameter: Any) -> str:
@@ -120,7 +121,7 @@ def _flag(parameter: Any) -> str:
 def _recipes() -> Iterator[str]:
     yield "## Recipes\n"
     yield "The fields of a recipe. [Recipes](recipes.md) tells what they do together.\n"
-    yield from _table(("field", "default", "meaning"), _recipe_fields(Recipe, ""))
+    yield from table(("field", "default", "meaning"), _recipe_fields(Recipe, ""))
     yield "### Algorithms\n"
     rows = (
         (
@@ -130,11 +131,11 @@ def _recipes() -> Iterator[str]:
         )
         for preset in PRESETS.values()
     )
-    yield from _table(("algorithm", "what it changes", "paper"), rows)
+    yield from table(("algorithm", "what it changes", "paper"), rows)
     yield "### Fields of filters\n"
     fields = ((f"`{f.name}`", f.level, f.kind, f.doc, "yes" if f.in_pool else "no") for f in FIELDS)
-    yield from _table(("field", "of a", "kind", "meaning", "dry run"), fields)
-    yield from _table(("kind", "ops"), ((kind, ", ".join(f"`{op}`" for op in ops)) for kind, ops in OPS.items()))
+    yield from table(("field", "of a", "kind", "meaning", "dry run"), fields)
+    yield from table(("kind", "ops"), ((kind, ", ".join(f"`{op}`" for op in ops)) for kind, ops in OPS.items()))
 
 
 def _recipe_fields(model: type[BaseModel], above: str) -> Iterator[tuple[str, str, str]]:
@@ -168,7 +169,7 @@ def _metrics() -> Iterator[str]:
     for metric in list_metrics():
         name = metric._name + ("_total" if metric._type == "counter" else "")
         rows.append((f"`{name}`", metric._type, ", ".join(metric._labelnames), metric._documentation))
-    yield from _table(("metric", "type", "labels", "meaning"), sorted(rows))
+    yield from table(("metric", "type", "labels", "meaning"), sorted(rows))
 
 
 def list_metrics() -> list[Any]:
@@ -192,7 +193,7 @@ def _topics() -> Iterator[str]:
         (f"`{t.name}`", str(t.partitions), t.key, t.carries, ", ".join(f"{k}={v}" for k, v in t.config.items()))
         for t in listed
     ]
-    yield from _table(("topic", "partitions", "key", "carries", "configuration"), rows)
+    yield from table(("topic", "partitions", "key", "carries", "configuration"), rows)
 
 
 # -------------------------------------------------------------------------------------------------------------- reasons
@@ -203,21 +204,25 @@ def _reasons() -> Iterator[str]:
     for title, (meanings, where) in reasons.SECTIONS.items():
         yield f"### {title}\n"
         yield f"{where}\n"
-        yield from _table(("reason", "meaning"), ((f"`{name}`", text) for name, text in sorted(meanings.items())))
+        yield from table(("reason", "meaning"), ((f"`{name}`", text) for name, text in sorted(meanings.items())))
 
 
-def main(check: bool = False, target: Path = TARGET) -> None:
-    """Write the reference, or with --check say how the file differs and exit with 1."""
-    wanted = write_reference()
+def write_or_check(wanted: str, target: Path, command: str, *, check: bool) -> None:
+    """Write a document, or say how the file differs from it and exit with 1."""
     found = target.read_text("utf-8") if target.exists() else ""
     if not check:
         target.write_text(wanted, "utf-8")
         return
     if found != wanted:
-        diff = difflib.unified_diff(found.splitlines(), wanted.splitlines(), str(target), COMMAND, lineterm="")
+        diff = difflib.unified_diff(found.splitlines(), wanted.splitlines(), str(target), command, lineterm="")
         print("\n".join(diff))
-        print(f"{target} is out of date: run `{COMMAND}`", file=sys.stderr)
+        print(f"{target} is out of date: run `{command}`", file=sys.stderr)
         sys.exit(1)
+
+
+def main(check: bool = False, target: Path = TARGET) -> None:
+    """Write the reference, or with --check say how the file differs and exit with 1."""
+    write_or_check(write_reference(), target, COMMAND, check=check)
 
 
 if __name__ == "__main__":

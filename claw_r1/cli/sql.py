@@ -4,14 +4,13 @@ import asyncio
 import sys
 import time
 from typing import Annotated, Final
-from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
 from claw_r1.cli.address import clickhouse_address, database_name
 from claw_r1.clickhouse import UNKNOWN_DATABASE, UNKNOWN_TABLE, ClickHouse, QueryRefused
 from claw_r1.errors import UserError
-from claw_r1.keys import Scope, Secrets, is_loopback, mint
+from claw_r1.keys import Secrets, analyst_url
 from claw_r1.settings import Settings
 
 KEY_LIFETIME: Final = 600.0
@@ -56,19 +55,9 @@ def sql(
 def with_analyst(url: str, run: str | None, now: float) -> str:
     """The URL with the user analyst and a key, signed with the first secret of CLAW_SECRET: of the run, or of every run.
 
-    Raises UserError if the run is no id.
+    Raises UserError if the run is no id, or for a server on another machine.
     """
-    secrets = Secrets.of(Settings.read().secret)
-    scope: Scope = "admin" if run is None else "analyst"
-    key = mint(secrets, scope=scope, now=now, lifetime=KEY_LIFETIME, run_id=run)
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    if not is_loopback(parts.hostname or ""):  # a real server has users of its own, and must not get a key of ours
-        raise UserError(
-            f"{host} is not on this machine: keys are of the local stack only. Name a user of that server in the URL; "
-            "`claw migrate --roles` makes the roles"
-        )
-    return urlunsplit(parts._replace(netloc=f"analyst:{key}@{host}"))
+    return analyst_url(url, Secrets.of(Settings.read().secret), run_id=run, now=now, lifetime=KEY_LIFETIME)
 
 
 def _default_format() -> str:

@@ -1,4 +1,4 @@
-"""`claw topics`: compare the broker's topics with the project's list, and make them so."""
+"""`claw topics`: compare the broker's topics with the project's list, make them so, and let the events grow."""
 
 import asyncio
 import dataclasses
@@ -10,14 +10,21 @@ import typer
 
 from claw_r1 import bus, topics
 from claw_r1.cli.address import kafka_address
+from claw_r1.growth import grow as grow_events
+from claw_r1.settings import StreamsSettings, WorkersSettings
 
-app = typer.Typer(help="Create and compare the project's topics.", no_args_is_help=True)
+app = typer.Typer(help="Create and compare the project's topics, and let the events grow.", no_args_is_help=True)
 
 Kafka = Annotated[
     str | None, typer.Option("--kafka", help="Broker, HOST:PORT (default: CLAW_KAFKA, or the running stack).")
 ]
 Partitions = Annotated[
-    int, typer.Option("--partitions", min=1, help="Partitions of the events topic; fixed for the topic's life.")
+    int | None,
+    typer.Option(
+        "--partitions",
+        min=1,
+        help=f"Partitions of the events topic (default: those it has, else {topics.DEFAULT_EVENTS_PARTITIONS}).",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -25,31 +32,47 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")
 @app.command()
 def apply(
     kafka: Kafka = None,
-    partitions: Partitions = topics.DEFAULT_EVENTS_PARTITIONS,
-    replication: Annotated[int, typer.Option("--replication", min=1, help="Copies of each partition.")] = 1,
+    partitions: Partitions = None,
+    replication: Annotated[
+        int | None,
+        typer.Option("--replication", min=1, help="Copies of each partition (default: as the brokers choose)."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Create missing topics and mend their settings; a changed partition count is refused."""
-    wanted = topics.all_topics(partitions)
-    address = kafka_address(kafka)
-    work = bus.diff_topics(address, wanted) if dry_run else bus.apply_topics(address, wanted, replication=replication)
-    _print(asyncio.run(work), as_json, "would change" if dry_run else "changed")
+    """Create missing topics and mend their settings; another partition count is refused: `claw topics grow`."""
+
+    async def work() -> list[bus.TopicDrift]:
+        address = kafka_address(kafka)
+        wanted = await _wanted(address, partitions)
+        if dry_run:
+            return await bus.diff_topics(address, wanted)
+        return await bus.apply_topics(address, wanted, replication=replication or bus.AS_BROKERS_CHOOSE)
+
+    _print(asyncio.run(work()), as_json, "would change" if dry_run else "changed")
 
 
 @app.command()
-def diff(
-    kafka: Kafka = None, partitions: Partitions = topics.DEFAULT_EVENTS_PARTITIONS, as_json: AsJson = False
-) -> None:
+def diff(kafka: Kafka = None, partitions: Partitions = None, as_json: AsJson = False) -> None:
     """Show what differs from the list; exit code 1 if anything does."""
-    drifts = asyncio.run(bus.diff_topics(kafka_address(kafka), topics.all_topics(partitions)))
+
+    async def work() -> list[bus.TopicDrift]:
+        address = kafka_address(kafka)
+        return await bus.diff_topics(address, await _wanted(address, partitions))
+
+    drifts = asyncio.run(work())
     _print(drifts, as_json, "differs")
     if drifts:
         raise typer.Exit(1)
 
 
 @app.command("list")
-def list_topics(partitions: Partitions = topics.DEFAULT_EVENTS_PARTITIONS, as_json: AsJson = False) -> None:
+def list_topics(
+    partitions: Annotated[
+        int, typer.Option("--partitions", min=1, help="Partitions of the events topic.")
+    ] = topics.DEFAULT_EVENTS_PARTITIONS,
+    as_json: AsJson = False,
+) -> None:
     """Show the list itself."""
     wanted = topics.all_topics(partitions)
     if as_json:
@@ -57,6 +80,44 @@ def list_topics(partitions: Partitions = topics.DEFAULT_EVENTS_PARTITIONS, as_js
         return
     for topic in wanted:
         print(f"{topic.name:32} {topic.partitions:3} by {topic.key:26} {topic.carries}")
+
+
+@app.command()
+def grow(
+    partitions: Annotated[int, typer.Option("--partitions", min=1, help="Partitions that the events shall have.")],
+    wait: Annotated[
+        float, typer.Option("--wait", min=0, help="Seconds to wait until every group is closed and every process gone.")
+    ] = 60.0,
+    kafka: Kafka = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give the events topic more partitions, between two generations of groups: nothing may be open, and nobody may write
+    meanwhile. Stop all processes but brokers, ClickHouse and sinks before."""
+    growth = asyncio.run(
+        grow_events(
+            kafka_address(kafka),
+            partitions,
+            streams=StreamsSettings.read().app,
+            workers=WorkersSettings.read().group,
+            wait=wait,
+            dry_run=dry_run,
+        )
+    )
+    if as_json:
+        print(json.dumps(dataclasses.asdict(growth) | {"dry_run": dry_run}))
+        return
+    print(
+        f"{topics.EVENTS} {'would have' if dry_run else 'has'} {growth.after} partitions, not {growth.before}: {growth.moved} "
+        f"outcomes moved, {growth.recipes} recipes begun"
+    )
+
+
+async def _wanted(kafka: str, partitions: int | None) -> list[topics.Topic]:
+    """The list; without a number, with as many events partitions as there are."""
+    return topics.all_topics(
+        partitions or await bus.count_partitions(kafka, topics.EVENTS) or topics.DEFAULT_EVENTS_PARTITIONS
+    )
 
 
 def _print(drifts: list[bus.TopicDrift], as_json: bool, verb: str) -> None:

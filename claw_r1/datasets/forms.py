@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 import msgspec
 import numpy as np
 
+from claw_r1.chats import part_chats
 from claw_r1.codec import restore_prompt, unpack_floats, unpack_ids
 from claw_r1.datasets.rollouts import Call, Message, Rollout
 from claw_r1.errors import InvalidRecord
@@ -281,10 +282,7 @@ def _preference(group: Sequence[Rollout], left: LeftOut) -> Iterator[Row]:
         left["no_pair"] += 1
         return
     (best, chosen, call), (worst, rejected, _) = by_label["chosen"], by_label["rejected"]
-    common = next(
-        (n for n, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected))
-    )
-    common = min([common, *(n for side in (chosen, rejected) for n, m in enumerate(side) if m["role"] == "assistant")])
+    common = part_chats(chosen, rejected)
     if common == 0:
         left["prompts_differ"] += 1
         return

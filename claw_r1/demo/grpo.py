@@ -74,12 +74,14 @@ class Stats:
     """What a step saw: tokens trained, share of clipped tokens, and how far the recomputed log-probs were off.
 
     `log_prob_gap` is the greatest |recomputed - recorded| before the first pass: ~1e-6 when the data are right and the
-    weights are those that sampled.
+    weights are those that sampled. `log_probs` and `entropy`, nats, are those of the trained tokens (mask 1, in order) there.
     """
 
     tokens: int
     clipped: float
     log_prob_gap: float
+    log_probs: Floats
+    entropy: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,7 @@ def train(weights: Weights, columns: Columns, recipe: Recipe, version: int) -> t
     """New weights, numbered `version`, after `recipe.passes` clipped policy-gradient passes over one batch."""
     rows = _rows(columns)
     if not len(rows.targets):
-        return Weights(version, weights.table, weights.taste), Stats(0, 0.0, 0.0)
+        return Weights(version, weights.table, weights.taste), Stats(0, 0.0, 0.0, *np.zeros((2, 0), np.float32))
     table, taste = weights.table.copy(), weights.taste.copy()
     clipped, gap = 0.0, 0.0
     for step in range(recipe.passes):
@@ -168,6 +170,7 @@ def train(weights: Weights, columns: Columns, recipe: Recipe, version: int) -> t
         current = every[np.arange(len(rows.targets)), rows.targets]
         if step == 0:
             start, gap = current, float(np.abs(current - rows.recorded).max())
+            entropy = -(np.exp(every) * every).sum(axis=1)
             stale = _staleness(rows, start - rows.recorded, recipe)
         elif 0.5 * float(((current - start) ** 2).mean()) > recipe.divergence:
             break
@@ -179,4 +182,4 @@ def train(weights: Weights, columns: Columns, recipe: Recipe, version: int) -> t
         for parameter, move, rate in zip((table, taste), moves, (recipe.table_rate, recipe.taste_rate), strict=True):
             length = rate * float(np.sqrt((move**2).sum()))
             parameter += move * (rate * min(1.0, recipe.bound / max(length, 1e-9)))
-    return Weights(version, table, taste), Stats(len(rows.targets), clipped, gap)
+    return Weights(version, table, taste), Stats(len(rows.targets), clipped, gap, start, entropy)

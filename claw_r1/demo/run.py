@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 
 from claw_r1.clickhouse import ClickHouse, without_password
-from claw_r1.demo import learner, pool
+from claw_r1.demo import learner, pool, tokens
 from claw_r1.demo.engine import MODEL
 from claw_r1.demo.ledger import Tail, Tally
 from claw_r1.errors import ClawError, DependencyUnreachable, RetryableError, UserError
@@ -240,6 +240,10 @@ def demo_stack(options: Options, session: str, *, run: str = RUN, record: Path |
     extra, engine_url = processes(options, session, record)
     # The demo's agents have no keys, and need none on loopback: a secret of the environment is not theirs.
     env = {"CLAW_GATEWAY_RUN": run, "CLAW_SECRET": "", "CLAW_SINKS_FLUSH_AGE": FLUSH_AGE}
+    if options.upstream is None:
+        file = options.folder / "tokenizer.json"
+        file.write_bytes(msgspec.json.encode(tokens.tokenizer()))
+        env["CLAW_CONSOLE_TOKENIZERS"] = f"{MODEL}={file}"
     with running_stack(options.data, processes=ALL, upstreams=[engine_url], extra=extra, env=env) as stack:
         yield stack
 

@@ -162,3 +162,23 @@ def render(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, A
             ids += _encode_call(call["function"])
         ids.append(END)
     return [*ids, ASSISTANT]
+
+
+def tokenizer() -> dict[str, Any]:
+    """The vocabulary as a `tokenizer.json`, byte-level: for those who show ids as text. It does not tokenise."""
+    own = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    letters = [chr(value) if value in own else chr(next(others)) for value in range(256)]
+    spelt = ["".join(letters[value] for value in piece) for piece in VOCABULARY]
+    special = {END, CALL, CLOSE, SYSTEM, USER, ASSISTANT, TOOL}
+    added = [
+        {"id": index, "content": VOCABULARY[index].decode(), "special": True}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        for index in sorted(special)
+    ]
+    return {
+        "version": "1.0",
+        "added_tokens": added,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+        "model": {"type": "BPE", "vocab": {text: index for index, text in enumerate(spelt)}, "merges": []},
+    }

@@ -10,7 +10,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -38,8 +38,8 @@ class Batch(grpo.Columns, Protocol):
     def trajectory_index(self) -> npt.NDArray[np.int32]:
         """[n]: samples of one trajectory have the same number."""
 
-    def commit(self, *, policy_version: int) -> object:
-        """Acknowledge: the optimiser step is done."""
+    def commit(self, *, policy_version: int, token_stats: Mapping[str, npt.NDArray[np.float32]]) -> object:
+        """Acknowledge: the optimiser step is done, and this is what it computed of each token, [T] by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,16 @@ def success_rate(batch: Batch) -> tuple[float, int]:
     """Mean reward over trajectories, each counted once however many samples it gave, and their number."""
     _, first = np.unique(batch.trajectory_index, return_index=True)
     return (float(batch.reward[first].mean()) if len(first) else 0.0), len(first)
+
+
+def by_token(batch: Batch, stats: grpo.Stats) -> dict[str, npt.NDArray[np.float32]]:
+    """What a step computed of the trained tokens, one value per token of the batch ([T]), NaN where the mask is 0."""
+    trained = np.asarray(batch.loss_mask).astype(bool)
+    columns = {}
+    for name, values in (("log_probs", stats.log_probs), ("entropy", stats.entropy)):
+        columns[name] = np.full(len(trained), np.nan, np.float32)
+        columns[name][trained] = values
+    return columns
 
 
 @dataclass(slots=True)
@@ -145,7 +155,7 @@ class Trainer:
         """Train on one batch, save, push, commit."""
         weights, stats = grpo.train(self.weights, batch, self.recipe, self.weights.version + 1)
         self._publish(weights)
-        batch.commit(policy_version=weights.version)
+        batch.commit(policy_version=weights.version, token_stats=by_token(batch, stats))
         success, trajectories = success_rate(batch)
         _log.info("trained", extra={"version": weights.version, "success": success, "tokens": stats.tokens})
         return Step(weights.version, success, trajectories, stats)

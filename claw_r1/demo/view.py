@@ -1,6 +1,7 @@
 """What a person sees of the demo: a live screen on a terminal, a line a batch elsewhere. All of it is talk: stderr."""
 
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
@@ -46,9 +47,10 @@ def facts(progress: Progress) -> list[tuple[str, str]]:
 
 
 class Screen:
-    """The live screen."""
+    """The live screen; `opens` gets the console's URL once, when it is known."""
 
-    def __init__(self) -> None:
+    def __init__(self, opens: Callable[[str], object] | None = None) -> None:
+        self._opens = opens
         self._live = Live(console=Console(stderr=True), refresh_per_second=4, transient=False)
 
     def __enter__(self) -> Self:
@@ -64,6 +66,9 @@ class Screen:
         self._live.console.print(text, highlight=False)
 
     def show(self, progress: Progress) -> None:
+        if self._opens is not None and (url := progress.urls.get("console")):
+            self._opens(url)
+            self._opens = None
         self._live.update(draw(progress))
 
 
@@ -106,9 +111,9 @@ class Lines:
             self.say("; ".join(f"{name}: {value}" for name, value in facts(progress)))
 
 
-def open_view(*, live: bool) -> Screen | Lines:
-    """The live screen where standard error is a terminal and one is wanted, else plain lines."""
-    return Screen() if live and sys.stderr.isatty() else Lines()
+def open_view(*, live: bool, opens: Callable[[str], object] | None = None) -> Screen | Lines:
+    """The live screen where standard error is a terminal and one is wanted, else plain lines, which open nothing."""
+    return Screen(opens) if live and sys.stderr.isatty() else Lines()
 
 
 _: type[View] = Screen

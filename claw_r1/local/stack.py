@@ -20,13 +20,17 @@ from urllib.parse import quote
 import psutil
 from pydantic import BaseModel
 
+from claw_r1 import wire
 from claw_r1.errors import ClawError, DependencyUnreachable, UserError, exit_code
-from claw_r1.local.broker import broker_answers, prepare_broker
-from claw_r1.local.jars import print_progress
+from claw_r1.local.archive import ensure_archive
+from claw_r1.local.broker import SIZES, Node, broker_answers, broker_names, brokers_on, prepare_brokers
+from claw_r1.local.jars import ensure_jars, print_progress
 from claw_r1.local.ports import HOST, find_port
+from claw_r1.local.several import SEVERAL, count, own_settings, process_names, stage_of
 from claw_r1.local.state import Identity, ProcessState, StackState, end_orphans, exclusive, read_state
 from claw_r1.local.supervisor import GUARD, Process, Report, StartFailed, Supervisor, Task, Wave, tail, why_not_ready
 from claw_r1.settings import PASSWORD_VARIABLE, PROCESSES
+from claw_r1.topics import DEFAULT_EVENTS_PARTITIONS
 
 DEFAULT_DATA = Path(".claw")
 START_TIMEOUT_S = 300.0
@@ -47,11 +51,14 @@ ALL = (*BACKENDS, *STAGES)
 class StackRequest(BaseModel):
     """What to run on a data directory.  Given `kafka` (host:port) or `clickhouse` (URL), no local one is started.
 
-    `extra` processes start before the stages; `env` goes to every process.
+    `brokers` None: as many as the data have, else one; `many`: how many of a stage, where it says nothing as many as before,
+    else one.  `extra` processes start before the stages; `env` goes to every process.
     """
 
     data: Path = DEFAULT_DATA
     processes: Sequence[str] = ALL
+    brokers: int | None = None
+    many: Mapping[str, int] = {}
     kafka: str | None = None
     clickhouse: str | None = None
     upstreams: Sequence[str] = ()
@@ -84,11 +91,32 @@ def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None and importlib.util.find_spec(f"{package}.__main__") is not None
 
 
+def settled(request: StackRequest, before: StackState) -> StackRequest:
+    """The request with its numbers said: those of the data and of the last start, where it leaves them open."""
+    many = {stage: request.many.get(stage) or before.many.get(stage) or 1 for stage in SEVERAL}
+    brokers = request.brokers or brokers_on(request.data) or 1
+    return request.model_copy(update={"brokers": brokers, "many": many})
+
+
+def processes_of(request: StackRequest) -> list[str]:
+    """The processes of the stages, in the order of their start."""
+    return [name for stage in stages_of(request) for name in process_names(stage, request.many.get(stage, 1))]
+
+
+def has_brokers(request: StackRequest) -> bool:
+    """Whether brokers of the stack's own are wanted."""
+    return "kafka" in request.processes and request.kafka is None
+
+
+def _broker_ports(ports: Mapping[str, int]) -> list[str]:
+    return [name for name in ports if stage_of(name) == "kafka" and not name.endswith("-controller")]
+
+
 def choose_ports(request: StackRequest, before: Mapping[str, int]) -> dict[str, int]:
     """A free port for everything that listens: the one it had before, if that is still free."""
-    names = [*stages_of(request)]
-    if "kafka" in request.processes and request.kafka is None:
-        names += ["kafka", "kafka-controller"]
+    names = processes_of(request)
+    if has_brokers(request):
+        names += [port for name in broker_names(request.brokers or 1) for port in (name, f"{name}-controller")]
     if "clickhouse" in request.processes and request.clickhouse is None:
         names.append("clickhouse")
     taken = {process.port for process in request.extra if process.port is not None}
@@ -100,13 +128,14 @@ def choose_ports(request: StackRequest, before: Mapping[str, int]) -> dict[str, 
 
 
 def urls_of(request: StackRequest, ports: Mapping[str, int]) -> dict[str, str]:
-    """Where each part is: kafka as host:port, everything else as a URL."""
-    urls = {name: f"http://{HOST}:{ports[name]}" for name in ("gateway", "console", "clickhouse") if name in ports}
+    """Where each part is: kafka as host:port of every broker, with commas between, everything else as a URL."""
+    gateways = [name for name in ports if stage_of(name) == "gateway"]
+    urls = {name: f"http://{HOST}:{ports[name]}" for name in (*gateways, "console", "clickhouse") if name in ports}
     password = {**os.environ, **request.env}.get(PASSWORD_VARIABLE)
     if password and "clickhouse" in ports:
         urls["clickhouse"] = f"http://default:{quote(password, safe='')}@{HOST}:{ports['clickhouse']}"
-    if "kafka" in ports:
-        urls["kafka"] = f"{HOST}:{ports['kafka']}"
+    if brokers := _broker_ports(ports):
+        urls["kafka"] = ",".join(f"{HOST}:{ports[name]}" for name in brokers)
     external = {"kafka": request.kafka, "clickhouse": request.clickhouse}
     return {**urls, **{name: url for name, url in external.items() if url is not None}}
 
@@ -133,20 +162,39 @@ def environment(request: StackRequest, urls: Mapping[str, str], ports: Mapping[s
     # A worker keeps its name over restarts of the stack, so that its partitions come back to it at once.
     env["CLAW_STREAMS_WORKER"] = env["CLAW_WORKERS_MEMBER"] = "local-0"
     if "console" in ports:
-        for name in ("gateway", "streams", "sinks"):
-            if name in ports:
-                env[f"CLAW_CONSOLE_{name.upper()}"] = f"http://{HOST}:{ports[name]}"
+        for stage in ("gateway", "streams", "sinks", "workers"):
+            if places := [f"http://{HOST}:{port}" for name, port in ports.items() if stage_of(name) == stage]:
+                all_of = "gateways" if stage == "gateway" else stage
+                env[f"CLAW_CONSOLE_{all_of.upper()}"] = ",".join(places)
+        if "gateway" in ports:
+            env["CLAW_CONSOLE_GATEWAY"] = f"http://{HOST}:{ports['gateway']}"
     return {**env, **request.env}
 
 
-def plan_waves(request: StackRequest, ports: Mapping[str, int], env: Mapping[str, str]) -> list[Wave]:
-    """What to start, in waves; prepares the broker's storage on the way."""
+def plan_waves(
+    request: StackRequest, ports: Mapping[str, int], env: Mapping[str, str], archive: Path | None = None
+) -> list[Wave]:
+    """What to start, in waves; prepares the broker's storage on the way. `archive`: of its classes."""
     data = request.data.resolve()
     backends: list[Process] = []
-    if "kafka" in ports:
-        argv = prepare_broker(data / "kafka", ports["kafka"], ports["kafka-controller"], progress=print_progress)
-        ready = f"kafka://{HOST}:{ports['kafka']}"
-        backends.append(Process(name="kafka", argv=argv, ready=ready, port=ports["kafka"]))
+    nodes = [
+        Node(name, number, ports[name], ports[f"{name}-controller"])
+        for number, name in enumerate(_broker_ports(ports), 1)
+    ]
+    if nodes:
+        commands = prepare_brokers(data, nodes, archive=archive, progress=print_progress)
+        # At once: a broker that stops asks the others to lead in its place, and the last would ask in vain.
+        backends += [
+            Process(
+                name=node.name,
+                argv=argv,
+                ready=f"kafka://{HOST}:{node.port}",
+                port=node.port,
+                start_timeout=180.0,  # three start at once, on as many cores as there are
+                stops_with="kafka",
+            )
+            for node, argv in zip(nodes, commands, strict=True)
+        ]
     if "clickhouse" in ports:
         where = ["--path", str(data / "clickhouse"), "--port", str(ports["clickhouse"])]
         ready = f"http://{HOST}:{ports['clickhouse']}/ping"
@@ -157,12 +205,12 @@ def plan_waves(request: StackRequest, ports: Mapping[str, int], env: Mapping[str
     stages = [
         Process(
             name=name,
-            argv=python_module(MODULES.get(name, name)),
-            env=env,
+            argv=python_module(MODULES.get(stage_of(name), stage_of(name))),
+            env={**env, **own_settings(name, ports[name], {**os.environ, **env})},
             ready=f"http://{HOST}:{ports[name]}/readyz",
             port=ports[name],
         )
-        for name in stages_of(request)
+        for name in processes_of(request)
     ]
     command = python_module("claw_r1.cli.entry")
     waves: list[Wave] = [backends] if backends else []
@@ -190,19 +238,27 @@ def supervise(
     """
     check_request(request)
     make_logs(request.data)
+    archive = ensure_archive(ensure_jars(progress=print_progress), report) if has_brokers(request) else None
     with exclusive(request.data) as held:
         if not held:
             raise AlreadyUp(f"a stack is already up on {request.data}")
         before = read_state(request.data)
         for name in end_orphans(before):
             report(f"{name} was left by a supervisor that was killed: ended")
+        request = settled(request, before)
         ports = choose_ports(request, before.ports)
         urls = urls_of(request, ports)
+        env = environment(request, urls, ports)
+        check_spools(request, env)
         state = StackState(
-            phase="starting", supervisor=Identity.of(os.getpid()), urls=urls, ports={**before.ports, **ports}
+            phase="starting",
+            supervisor=Identity.of(os.getpid()),
+            urls=urls,
+            ports={**before.ports, **ports},
+            many=dict(request.many),
         )
         supervisor = Supervisor(request.data, state, report)
-        waves = plan_waves(request, ports, environment(request, urls, ports))
+        waves = plan_waves(request, ports, env, archive)
         supervisor.run(waves, on_ready=lambda: on_ready(state))
 
 
@@ -214,9 +270,16 @@ def check_request(request: StackRequest) -> None:
         if name not in ALL:
             raise UserError(f"there is no process {name!r}: choose from {', '.join(ALL)}")
     for extra in request.extra:
-        if extra.name in ALL:
+        if stage_of(extra.name) in ALL:
             raise UserError(f"an extra process cannot be called {extra.name!r}")
+    check_brokers(request)
+    check_many(request)
     check_settings(request)
+    if not request.kafka and "kafka" in request.processes and wire.kafka_options()["security_protocol"] != "PLAINTEXT":
+        raise UserError(
+            "CLAW_KAFKA_PROTOCOL is set, and the local broker speaks PLAINTEXT only\n"
+            "Name the broker that it is meant for with --kafka HOST:PORT, or take the setting out."
+        )
     if request.kafka and not broker_answers(request.kafka, EXTERNAL_TIMEOUT_S):
         raise DependencyUnreachable(
             f"no Kafka broker answers at {request.kafka}\nCheck --kafka, or leave it out to start a local one."
@@ -226,6 +289,66 @@ def check_request(request: StackRequest) -> None:
             f"no ClickHouse answers at {request.clickhouse}: {reason}\n"
             "Check --clickhouse, or leave it out to start a local one."
         )
+
+
+def check_brokers(request: StackRequest) -> None:
+    """Raise UserError for a number of brokers that cannot be, or that is not the data's."""
+    wanted, there = request.brokers, brokers_on(request.data)
+    if wanted is None:
+        return
+    if wanted not in SIZES:
+        raise UserError(f"a local stack has {' or '.join(map(str, SIZES))} brokers, not {wanted}")
+    if not has_brokers(request):
+        raise UserError("--brokers is for brokers that the stack starts: leave it out, or leave --kafka and --only out")
+    if there not in (None, wanted):
+        raise UserError(
+            f"the stack on {request.data} has {_told(there or 0, 'broker')}, not {wanted}, and its records lie on them\n"
+            f"Leave --brokers out to go on with what is there, or name another folder with --data DIR."
+        )
+
+
+def check_many(request: StackRequest) -> None:
+    """Raise UserError for numbers of processes that cannot be."""
+    for stage, number in request.many.items():
+        if stage not in SEVERAL or number < 1:
+            raise UserError(f"a stack has one or more of {', '.join(SEVERAL)}, not {number} of {stage!r}")
+    if DEFAULT_EVENTS_PARTITIONS % (streams := request.many.get("streams", 1)):
+        shares = [
+            number for number in range(1, DEFAULT_EVENTS_PARTITIONS + 1) if not DEFAULT_EVENTS_PARTITIONS % number
+        ]
+        raise UserError(
+            f"the events have {DEFAULT_EVENTS_PARTITIONS} partitions, and of {streams} stream workers one may get none\n"
+            f"Take {', '.join(map(str, shares[:-1]))} or {shares[-1]}."
+        )
+
+
+def check_running(request: StackRequest, state: StackState) -> None:
+    """Raise UserError if the stack that runs has other numbers of processes than are asked for."""
+    for stage, number in request.many.items():
+        if (running := count(state.processes, stage)) != number:
+            raise UserError(
+                f"a stack with {_told(running, stage)} is up on {request.data}, not with {number}\n"
+                f"Stop it with `claw down`, and start it with the number you want: its data stay."
+            )
+
+
+def check_spools(request: StackRequest, env: Mapping[str, str]) -> None:
+    """Raise UserError if facts wait in the spool of a gateway that would not be started."""
+    if "gateway" not in stages_of(request):
+        return
+    spool = Path({**os.environ, **env}.get("CLAW_GATEWAY_SPOOL") or "spool")
+    gateways = request.many.get("gateway", 1)
+    for folder in sorted(spool.parent.glob(f"{spool.name}-*")):
+        place = folder.name.removeprefix(f"{spool.name}-")
+        if place.isdecimal() and int(place) > gateways and any(folder.glob("worker-*/*.segment")):
+            raise UserError(
+                f"{folder} holds facts that the brokers do not have yet, and is that of gateway {place}\n"
+                f"Start with --gateways {place}, and with fewer once that folder is empty."
+            )
+
+
+def _told(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1 and not what.endswith('s'))}"
 
 
 def check_settings(request: StackRequest) -> None:
@@ -260,7 +383,7 @@ class RunningStack:
 
     @property
     def kafka(self) -> str:
-        """host:port of the broker."""
+        """host:port of the broker; of each broker, with commas between."""
         return self.urls["kafka"]
 
     @property
@@ -396,6 +519,8 @@ def running_stack(
     data: Path,
     *,
     processes: Sequence[str] = ALL,
+    brokers: int | None = None,
+    many: Mapping[str, int] | None = None,
     kafka: str | None = None,
     clickhouse: str | None = None,
     upstreams: Sequence[str] = (),
@@ -407,6 +532,8 @@ def running_stack(
     request = StackRequest(
         data=data,
         processes=processes,
+        brokers=brokers,
+        many=many or {},
         kafka=kafka,
         clickhouse=clickhouse,
         upstreams=upstreams,

@@ -67,6 +67,8 @@ class StackState(BaseModel):
     supervisor: Identity | None = None
     urls: dict[str, str] = {}
     ports: dict[str, int] = {}
+    many: dict[str, int] = {}
+    """How many processes there are of a stage."""
     processes: dict[str, ProcessState] = {}
 
     @property
@@ -107,9 +109,16 @@ def write_state(data: Path, state: StackState) -> None:
 def exclusive(data: Path) -> Iterator[bool]:
     """Hold the lock of the data directory; yields False if another process holds it."""
     data.mkdir(parents=True, exist_ok=True)
-    with (data / LOCK_FILE).open("a") as file:
+    with holding(data / LOCK_FILE) as held:
+        yield held
+
+
+@contextlib.contextmanager
+def holding(file: Path) -> Iterator[bool]:
+    """Hold the lock of a file, which is made; yields False if another process holds it."""
+    with file.open("a") as opened:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
             return

@@ -7,6 +7,7 @@ Invariants:
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import shutil
@@ -20,11 +21,14 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel
 
+from claw_r1 import wire
 from claw_r1.errors import ClawError
-from claw_r1.local.broker import broker_answers
+from claw_r1.local.broker import broker_serves
 from claw_r1.local.state import Identity, Phase, ProcessState, StackState, write_state
 
 log = logging.getLogger("claw.supervisor")
@@ -42,12 +46,13 @@ LOG_LIMIT = 64 * 1024 * 1024
 LOG_CHECK_S = 10.0
 TAIL_LINES = 15
 # Readiness is asked of this machine: no proxy that the environment may name.
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_DIRECT: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Process(BaseModel):
     """A process to keep running.  `ready` is "" (started is ready), an http URL that must answer 200, or
-    kafka://host:port.  `env` comes on top of the supervisor's environment."""
+    kafka://host:port.  `env` comes on top of the supervisor's environment.  Neighbours with the same `stops_with` are told to
+    stop at once."""
 
     name: str
     argv: Sequence[str]
@@ -56,6 +61,7 @@ class Process(BaseModel):
     port: int | None = None
     start_timeout: float = 90.0
     stop_timeout: float = 20.0
+    stops_with: str = ""
 
 
 class Task(BaseModel):
@@ -243,11 +249,20 @@ class Supervisor:
 
     def _stop_all(self) -> None:
         self._save("stopping")
-        for child in reversed(self._children):
-            if child.popen is not None and child.popen.poll() is None:
-                child.popen.terminate()
+        for _, together in itertools.groupby(
+            reversed(self._children), key=lambda child: child.spec.stops_with or child.spec.name
+        ):
+            self._stop_together(list(together))
+
+    def _stop_together(self, children: Sequence[_Child]) -> None:
+        living = [child.popen for child in children if child.popen is not None and child.popen.poll() is None]
+        for popen in living:
+            popen.terminate()
+        told = time.monotonic()
+        for child in children:
+            if child.popen in living:
                 try:
-                    child.popen.wait(child.spec.stop_timeout)
+                    child.popen.wait(max(0.0, told + child.spec.stop_timeout - time.monotonic()))
                 except subprocess.TimeoutExpired:
                     self._report(f"{child.spec.name} did not stop in {child.spec.stop_timeout:.0f} s: killed")
                     child.popen.kill()
@@ -277,16 +292,32 @@ def why_not_ready(ready: str) -> str:
     if not ready:
         return ""
     if ready.startswith("kafka://"):
-        bootstrap = ready.removeprefix("kafka://")
-        return "" if broker_answers(bootstrap, PROBE_TIMEOUT_S) else f"no broker answers at {bootstrap}"
+        address = ready.removeprefix("kafka://")
+        host, _, port = address.rpartition(":")
+        if broker_serves(host, int(port), PROBE_TIMEOUT_S):
+            return ""
+        return f"no broker answers at {address} as a member of its cluster"
     try:
-        with _DIRECT.open(ready, timeout=PROBE_TIMEOUT_S):
+        with _opener(ready).open(_without_user(ready), timeout=PROBE_TIMEOUT_S):
             return ""
     except urllib.error.HTTPError as error:
         with error:
             return f"HTTP {error.code} {error.read(2000).decode(errors='replace').strip()}"
     except OSError as error:  # includes URLError and time-outs
         return str(error)
+
+
+def _opener(url: str) -> urllib.request.OpenerDirector:
+    if not url.startswith("https://"):
+        return _DIRECT
+    tls = urllib.request.HTTPSHandler(context=wire.tls_of_clickhouse())
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}), tls)
+
+
+def _without_user(url: str) -> str:
+    """A health path is open to everybody, and urllib knows no users in a URL."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def bound_log(path: Path, limit: int = LOG_LIMIT) -> None:

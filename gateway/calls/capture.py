@@ -63,6 +63,8 @@ class Call:
     """In the order of the prompt."""
     senses: tuple[bytes, ...] | None = None
     """What the messages mean, where the conversation is to go on token by token."""
+    traceparent: str | None = None
+    """Of the call's own span if there is one, else of its agent's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,9 @@ class Preparation:
         self._memory = memory
         self._token_in = TokenIn(fleet)
 
-    async def prepare(self, asked: Asked, route: Route, call_id: str, retry_of: str | None, repeats: bool) -> Prepared:
+    async def prepare(
+        self, asked: Asked, route: Route, call_id: str, retry_of: str | None, repeats: bool, traceparent: str | None
+    ) -> Prepared:
         """Raises Refusal: of the place, the model, the media; 429 for a new group that nobody wants now; 503 if the index or
         the blob store cannot be reached."""
         for name in asked.left_out:
@@ -102,6 +104,7 @@ class Preparation:
             repeats=repeats,
             media=media,
             senses=senses,
+            traceparent=traceparent,
         )
         return Prepared(asked, call, placement, session if fresh else None)
 

@@ -12,6 +12,7 @@ Invariants:
 import asyncio
 import functools
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -79,6 +80,7 @@ _OWN: Final = frozenset(
     )
 )
 """Reply headers that belong to the engine's connection, not to the reply."""
+_TRACEPARENT: Final = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _OWN_IDS: Final = {"messages": "msg", "responses": "resp"}
 """Dialect → how the ids of its replies begin, before the call's id; the others pass the engine's ids on."""
 
@@ -216,19 +218,20 @@ class Proxy:
         span: CallSpan | None = None
         try:
             span = None if self._tracing is None else self._tracing.begin(asked, scope["headers"], received)
-            prepared = await self._preparation.prepare(asked, route, call_id, retry_of, flight.repeats)
+            headers = scope["headers"] if span is None else span.headers
+            trace = _traceparent_of(headers)
+            prepared = await self._preparation.prepare(asked, route, call_id, retry_of, flight.repeats, trace)
             attempt = self._steps.announce(prepared.call, prepared.unplaced, received)
             journey = _Journey(
                 prepared,
                 flight,
                 answer,
-                scope["headers"],
+                headers,
                 attempt,
                 lambda: dialect.read(body, call_id, received).voice,
                 span=span,
             )
             if span is not None:
-                journey.headers = span.headers
                 span.prepare(prepared.call)
             await self._travel(journey)
             return journey.result
@@ -520,6 +523,14 @@ class Proxy:
 @functools.cache
 def _ended(result: str) -> Counter:
     return GATEWAY_CALLS.labels(result)
+
+
+def _traceparent_of(headers: Headers) -> str | None:
+    """None: the caller has no trace, or what it says is none (https://www.w3.org/TR/trace-context/#traceparent-header)."""
+    for name, value in headers:
+        if name == b"traceparent":
+            return value.decode() if _TRACEPARENT.fullmatch(value) else None
+    return None
 
 
 def _reply_headers(response: Reply) -> Headers:

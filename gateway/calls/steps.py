@@ -107,7 +107,7 @@ class Steps:
             key = fresh.trajectory_uid.encode()
             await self._recorder.publish(fresh.index, topic=topics.TRAJECTORY_INDEX, key=key)
             self._sessions.put(fresh)
-        durable = await self._recorder.hand_over(*_announcement(attempt))
+        durable = await self._recorder.hand_over(*_announcement(attempt), traceparent=attempt.call.traceparent)
         attempt.on_its_way = True
         if durable is not None:
             await durable
@@ -158,13 +158,13 @@ class Steps:
         """Return when the announcement and the steps behind it are durable. Raises what the recorder does."""
         if attempt.announcing is None and attempt.timer is not None:
             attempt.timer.cancel()
-            await self._recorder.publish(*_announcement(attempt), *steps)
+            await self._recorder.publish(*_announcement(attempt), *steps, traceparent=attempt.call.traceparent)
             attempt.timer = None
             return
         announcing = self._begin(attempt, None)
         if not attempt.on_its_way:
             await announcing
-        durable = await self._recorder.hand_over(*steps)
+        durable = await self._recorder.hand_over(*steps, traceparent=attempt.call.traceparent)
         await announcing
         if durable is not None:
             await durable

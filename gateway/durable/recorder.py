@@ -22,7 +22,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from prometheus_client import Counter
 
-from claw_r1 import bus, topics
+from claw_r1 import bus, topics, wire
 from claw_r1.codec import encode
 from claw_r1.errors import ClawError, InvalidRecord, RetryableError
 from claw_r1.events import Event, Step
@@ -202,24 +202,28 @@ class Recorder:
 
     # --------------------------------------------------------------------------------------------------------- publish
 
-    async def publish(self, *events: Event, topic: str = topics.EVENTS, key: bytes | None = None) -> None:
+    async def publish(
+        self, *events: Event, topic: str = topics.EVENTS, key: bytes | None = None, traceparent: str | None = None
+    ) -> None:
         """Return when all events are durable, each partition's in their order; with `async`, when they are on their way.
+
+        `traceparent` is of the call that they tell of.
 
         Raises InvalidRecord("too_large"), Refusal(503) if the spool is full, or RetryableError: then any of them may
         still arrive.
         """
-        durable = await self.hand_over(*events, topic=topic, key=key)
+        durable = await self.hand_over(*events, topic=topic, key=key, traceparent=traceparent)
         if durable is not None:
             await durable
 
     async def hand_over(
-        self, *events: Event, topic: str = topics.EVENTS, key: bytes | None = None
+        self, *events: Event, topic: str = topics.EVENTS, key: bytes | None = None, traceparent: str | None = None
     ) -> asyncio.Future[None] | None:
         """Return when all events are on their way, with what is done once they are durable; None: nobody waits for that.
 
         What is handed over later comes after them, in each partition. Raises what `publish` does, as does the future.
         """
-        entries = [Entry(topic, *encode(event, source=SOURCE, key=key)) for event in events]
+        entries = [Entry(topic, *encode(event, source=SOURCE, key=key, traceparent=traceparent)) for event in events]
         return await self._record(entries, [_counter(event) for event in events]) if entries else None
 
     async def erase(self, topic: str, key: bytes) -> None:
@@ -471,7 +475,9 @@ async def missing_topics(kafka: str) -> Sequence[str]:
 
 async def answers(kafka: str) -> bool:
     """Whether a broker answers a request, and not only takes a connection, as a broker that hangs does."""
-    client = AIOKafkaClient(bootstrap_servers=kafka, request_timeout_ms=int(1000 * PROBE_TIMEOUT))
+    client = AIOKafkaClient(
+        bootstrap_servers=kafka, request_timeout_ms=int(1000 * PROBE_TIMEOUT), **wire.kafka_options()
+    )
     try:
         async with asyncio.timeout(PROBE_TIMEOUT):
             await client.bootstrap()

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from claw_r1.clickhouse import ClickHouse, Settings
 from claw_r1.events import Outcome
+from claw_r1.topics import EVENTS
 from streams.backfill.rounds import Closing, Logged
 from streams.backfill.rows import READERS, Row, is_whole, join_tokens, read_closing, read_fact, read_outcome
 
@@ -41,7 +42,8 @@ WHERE run_id = {run:String} AND prompt_uid IN {prompts:Array(String)} AND pos IS
 """
 _FACTS: Final = "SELECT * FROM {table} FINAL WHERE run_id = {{run:String}} AND prompt_uid IN {{prompts:Array(String)}}"
 _PURGED: Final = """
-SELECT max(offset) FROM purges WHERE run_id = {run:String} AND partition = {partition:UInt32} HAVING count() > 0
+SELECT max(offset) FROM purges
+WHERE run_id = {run:String} AND topic = {topic:String} AND partition = {partition:UInt32} HAVING count() > 0
 """
 
 
@@ -89,7 +91,7 @@ class FactPool:
 
     async def purged_below(self, partition: int) -> int:
         """What lies below this offset of the partition is to be forgotten; 0: nothing."""
-        return int(await self._scalar(_PURGED, {"partition": partition}) or 0)
+        return int(await self._scalar(_PURGED, {"topic": EVENTS, "partition": partition}) or 0)
 
     async def batches(self, partition: int, before: int) -> AsyncIterator[list[Indexed]]:
         """The prompts whose oldest fact on the partition lies before the offset, by that fact, in batches."""

@@ -56,6 +56,9 @@ class Desk:
         if not isinstance(event, Trajectory) or not self._wants(event):
             metrics.WORKERS_DROPPED.labels("not_wanted").inc()
             return
+        if await self._store.is_purged(event.run_id):
+            metrics.WORKERS_DROPPED.labels("run_purged").inc()
+            return
         async with contextlib.AsyncExitStack() as closing:
             steps = self._steps_once(event, closing)
             async with asyncio.TaskGroup() as group:

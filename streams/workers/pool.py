@@ -5,12 +5,13 @@ that answers has a bounded time to get them.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
 from claw_r1.clickhouse import ClickHouse
-from claw_r1.errors import DependencyUnreachable, RetryableError
+from claw_r1.errors import DependencyUnreachable, RetryableError, UserError
 from claw_r1.events import Trajectory
 from claw_r1.rewards.rollout import Missing, StepView
 from streams.workers.contexts import restore
@@ -28,6 +29,11 @@ INNER JOIN (SELECT * FROM step_tokens FINAL WHERE {KEY}) AS t ON s.step_id = t.s
 """
 
 
+PURGED: Final = "SELECT DISTINCT run_id FROM purges"
+PURGES_AGE: Final = 5.0
+"""Seconds after which the pool is asked again which runs are to be forgotten."""
+
+
 class StepStore:
     """The pool, as far as these workers read it."""
 
@@ -36,6 +42,30 @@ class StepStore:
         self._tell = tell
         """Is told why the worker waits for the pool, None when it does no more."""
         self._clickhouse: ClickHouse | None = None
+        self._purged: frozenset[str] = frozenset()
+        self._purges_read = float("-inf")
+
+    async def is_purged(self, run_id: str) -> bool:
+        """Whether the run is to be forgotten, as far as the pool said when it last answered: for its absence nothing waits."""
+        if time.monotonic() - self._purges_read > PURGES_AGE:
+            self._purges_read = time.monotonic()
+            with contextlib.suppress(
+                RetryableError, DependencyUnreachable, UserError
+            ):  # UserError: it has no schema yet
+                pool = await self._connected()
+                self._purged = frozenset(str(row["run_id"]) for row in (await pool.query(PURGED)).dicts())
+        return run_id in self._purged
+
+    async def _connected(self) -> ClickHouse:
+        if self._clickhouse is None:
+            clickhouse = await ClickHouse.connect(self._url, self._database, timeout=QUERY_TIMEOUT)
+            try:
+                await clickhouse.check_schema()
+            except BaseException:
+                await clickhouse.close()
+                raise
+            self._clickhouse = clickhouse
+        return self._clickhouse
 
     async def steps_of(self, trajectory: Trajectory) -> list[StepView]:
         """In the order of the calls. Raises Missing: steps_not_stored, context_lost."""
@@ -62,18 +92,16 @@ class StepStore:
 
     async def _rows(self, trajectory: Trajectory) -> list[dict[str, Any]]:
         """Of the steps that are stored; none while some are missing."""
-        if self._clickhouse is None:
-            self._clickhouse = await ClickHouse.connect(self._url, self._database, timeout=QUERY_TIMEOUT)
-            await self._clickhouse.check_schema()
+        pool = await self._connected()
         key: dict[str, Any] = {
             "run": trajectory.run_id,
             "prompt": trajectory.prompt_uid,
             "trajectory": trajectory.trajectory_uid,
             "steps": list(trajectory.step_ids),
         }
-        if await self._clickhouse.scalar(COUNT, key) < len(trajectory.step_ids):
+        if await pool.scalar(COUNT, key) < len(trajectory.step_ids):
             return []
-        return (await self._clickhouse.query(ROWS, key)).dicts()
+        return (await pool.query(ROWS, key)).dicts()
 
     async def close(self) -> None:
         if self._clickhouse is not None:

@@ -1,4 +1,5 @@
-"""Every setting, command, metric, topic and reason code is in docs/reference.md, which is what the code says."""
+"""Every setting, command, metric, topic and reason code is in docs/reference.md, every event in docs/schemas.md, every path of
+the gateway in docs/http.md: they are what the code says."""
 
 import ast
 import re
@@ -11,11 +12,13 @@ import pytest
 
 from claw_r1 import reasons, topics
 from claw_r1.algorithms import PRESETS
-from claw_r1.cli import reference
+from claw_r1.cli import http_api, reference, schemas
 from claw_r1.cli.entry import COMMANDS, load_command
 from claw_r1.cli.reference import _recipe_fields
+from claw_r1.events import EVENTS
 from claw_r1.recipes import Recipe
 from claw_r1.settings import OTHER_VARIABLES, PROCESSES
+from gateway.routes import ENTRY_POINTS
 from tests.architecture.sources import ROOT, name_of, parse, source_files
 
 REFERENCE = (ROOT / "docs/reference.md").read_text("utf-8")
@@ -23,17 +26,33 @@ REASONED = ("why_masked", "fault", "reason_against", "_lack", "_refuse", "curate
 """Functions that return a reason or None."""
 
 
-def test_the_reference_is_what_the_code_says() -> None:
-    command = [sys.executable, "-m", "claw_r1.cli.reference", "--check"]
+@pytest.mark.parametrize("page", ["reference", "schemas", "http_api"])
+def test_generated_pages_are_what_the_code_says(page: str) -> None:
+    command = [sys.executable, "-m", f"claw_r1.cli.{page}", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_stale_reference_is_refused(tmp_path: Path) -> None:
-    stale = tmp_path / "reference.md"
-    stale.write_text(REFERENCE.replace("CLAW_KAFKA", "CLAW_CAFKA"), "utf-8")
-    with pytest.raises(SystemExit):
-        reference.main(check=True, target=stale)
+def test_a_stale_page_is_refused(tmp_path: Path) -> None:
+    for page in (reference, schemas, http_api):
+        stale = tmp_path / page.TARGET.name
+        stale.write_text(
+            (ROOT / page.TARGET).read_text("utf-8").replace("CLAW_KAFKA", "CLAW_CAFKA") + "more\n", "utf-8"
+        )
+        with pytest.raises(SystemExit):
+            page.main(check=True, target=stale)
+
+
+def test_every_event_and_its_fields_are_in_the_schemas() -> None:
+    page = (ROOT / schemas.TARGET).read_text("utf-8")
+    for kind, model in EVENTS.items():
+        section = page.partition(f"### `{kind}`\n")[2].partition("\n### ")[0]
+        assert [name for name in model.model_fields if f"| `{name}` |" not in section] == [], kind
+
+
+def test_every_path_of_the_gateway_is_in_its_page() -> None:
+    page = (ROOT / http_api.TARGET).read_text("utf-8")
+    assert [entry for entry in ENTRY_POINTS if f"`{entry}`" not in page] == []
 
 
 def test_every_setting_is_documented_with_its_meaning() -> None:

@@ -22,6 +22,10 @@ TAIL = (13, 14, 15)
 SIDE_PROMPT = (901, 902)
 # The tool of each client → the argument that takes the command or the code.
 COMMAND_TOOLS = {"Bash": "command", "bash": "command", "exec_command": "cmd", "shell": "command"}
+FINAL = "final_answer"
+"""A tool that ends the task, of clients that have one."""
+OBSERVED = "Observation:"
+"""How a client that writes its history anew begins a tool's result, as words of the user."""
 SUBMIT = "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT && echo "
 
 
@@ -81,13 +85,15 @@ class Script:
 
     def speak(self, body: dict[str, Any]) -> tuple[str, list[Delta]]:
         """What it says to a request: (kind, one delta a token)."""
-        results = [text_of(m) for m in body["messages"] if m["role"] == "tool"]
+        results = [text_of(m) for m in body["messages"] if m["role"] == "tool" or text_of(m).startswith(OBSERVED)]
         tools = [tool["function"]["name"] for tool in body.get("tools") or ()]
         if not tools:
             return "side", [{"content": "A title"}, {}]
         if not results:
             return "tool", [*self.thought(), *self.calls(tools), {}]
         report = "I was told " + " and ".join(sorted(set(MARKER.findall("\n".join(results)))))
+        if FINAL in tools:
+            return "report", [*call(0, "call-final", FINAL, {"answer": report}), {}]
         if self.submits:
             return "report", [*call(0, "call-submit", tools[0], {"command": f'{SUBMIT}"{report}"'}), {}]
         return "report", [*({"content": word + " "} for word in report.split()), {}]

@@ -1,7 +1,7 @@
-"""Claude Code and Codex, unmodified, run a command for the scripted engine and report what it printed."""
+"""Claude Code and Codex, unmodified and set up as their guides say, run a command for the scripted engine and report what it
+printed."""
 
 import asyncio
-import json
 import os
 from pathlib import Path
 
@@ -12,57 +12,37 @@ from tests.clients.play import REPORT, Play, a_play, reported, run_client
 from tests.clients.script import Script
 from tests.clients.setup import agents, node_home
 from tests.conftest import Stack
+from tests.documents import blocks
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.clients]
 
 
-def home_env(home: Path) -> dict[str, str]:
-    """An account of its own, and the node of the clients first."""
+def home_env(stage: Play, home: Path, key: str) -> dict[str, str]:
+    """An account of its own, the node of the clients first, and the variables that the guides name."""
     bins = [str(node_home() / "bin"), str(agents() / "node_modules" / ".bin"), os.environ["PATH"]]
-    return {"HOME": str(home), "PATH": os.pathsep.join(bins), "SHELL": "/bin/bash"}
+    named = {"GATEWAY": stage.stand.url, "BASE": stage.base, "KEY": key, "MODEL": MODEL, "TASK": TASK}
+    return named | {"HOME": str(home), "PATH": os.pathsep.join(bins), "SHELL": "/bin/bash"}
 
 
-async def run_claude(stage: Play, home: Path, *, key: str = "none", base: str | None = None) -> str:
-    """One headless task; gives its last words."""
-    env = home_env(home) | {
-        "ANTHROPIC_API_KEY": key,
-        "ANTHROPIC_BASE_URL": base or stage.base,
-        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-        "DISABLE_AUTOUPDATER": "1",
-        "DISABLE_ERROR_REPORTING": "1",
-        "DISABLE_TELEMETRY": "1",
-    }
-    asked = ["-p", TASK, "--model", MODEL, "--output-format", "json", "--allowedTools", "Bash"]
-    told = json.loads(await run_client(["claude", *asked], cwd=home, env=env))
-    assert not told["is_error"], told
-    return str(told["result"])
+async def run_claude(stage: Play, home: Path, *, key: str | None = None) -> str:
+    """One headless task by the lines of its guide, with a key by the guide's other address; gives its last words."""
+    by_url, by_key, run = blocks("docs/connect/claude-code.md", "bash")
+    lines = (by_url if key is None else by_key) + run
+    return await run_client(["bash", "-euc", lines], cwd=home, env=home_env(stage, home, key or "none"))
 
 
-async def run_codex(stage: Play, home: Path, *, key: str = "none", base: str | None = None) -> str:
-    """One headless task; gives its last words."""
-    (home / ".codex").mkdir()
-    (home / ".codex" / "config.toml").write_text(
-        f"""
-model = "{MODEL}"
-model_provider = "gateway"
-check_for_update_on_startup = false
-
-[analytics]
-enabled = false
-
-[model_providers.gateway]
-name = "gateway"
-base_url = "{base or stage.base}/v1"
-wire_api = "responses"
-env_key = "GATEWAY_KEY"
-""",
-        "utf-8",
-    )
-    env = home_env(home) | {"CODEX_HOME": str(home / ".codex"), "GATEWAY_KEY": key}
-    last = home / "last.txt"
-    asked = ["exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", "-o", str(last), TASK]
-    await run_client(["codex", *asked], cwd=home, env=env)
-    return last.read_text("utf-8")
+async def run_codex(stage: Play, home: Path, *, key: str | None = None) -> str:
+    """The same with the settings and the lines of its guide."""
+    (settings,) = blocks("docs/connect/codex.md", "toml")
+    (run,) = blocks("docs/connect/codex.md", "bash")
+    example, url = "http://127.0.0.1:8100/trajectory-1/prompt-1/v1", stage.base if key is None else stage.stand.url
+    assert example in settings
+    codex_home = home / ".codex"
+    codex_home.mkdir()
+    settings = settings.replace(example, f"{url}/v1").replace('"MODEL"', f'"{MODEL}"')
+    (codex_home / "config.toml").write_text(settings, "utf-8")
+    env = home_env(stage, home, key or "none") | {"CODEX_HOME": str(codex_home)}
+    return await run_client(["bash", "-euc", run], cwd=home, env=env)
 
 
 AGENTS = {"claude": (run_claude, "messages"), "codex": (run_codex, "responses")}
@@ -77,5 +57,6 @@ def test_agent(stack: Stack, tmp_path: Path, name: str, thinks: bool) -> None:
             assert reported(await run_agent(stage, tmp_path)) == REPORT
             steps = await stage.check_steps()
             assert {step.dialect for step in steps} == {dialect}
+            assert not any(step.sampling.guided for step in steps), "what a grammar forces is not trained"
 
     asyncio.run(body())

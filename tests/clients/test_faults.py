@@ -32,8 +32,7 @@ async def check_failed_steps(stage: Play, status: Literal["partial", "failed"]) 
     assert len(steps) == len(stage.script.sampled) + 1
 
 
-@pytest.mark.parametrize("stream", [(), ("--stream",)], ids=["whole", "stream"])
-@pytest.mark.parametrize("fault", [429, 503])
+@pytest.mark.parametrize(("fault", "stream"), [(429, ()), (503, ("--stream",))], ids=["429-whole", "503-stream"])
 @pytest.mark.parametrize("api", SDKS)
 def test_sdk_tries_again_when_it_is_told_to(stack: Stack, api: str, fault: int, stream: tuple[str, ...]) -> None:
     async def body() -> None:

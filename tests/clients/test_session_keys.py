@@ -48,7 +48,7 @@ def test_agent_with_a_session_key(stack: Stack, tmp_path: Path, name: str) -> No
     async def body() -> None:
         async with a_play(stack.kafka, secret=SECRET) as stage:
             run_agent = run_claude if name == "claude" else run_codex
-            told = await run_agent(stage, tmp_path, key=await begin(stage), base=stage.stand.url)
+            told = await run_agent(stage, tmp_path, key=await begin(stage))
             assert reported(told) == REPORT
             await stage.check_steps()
 

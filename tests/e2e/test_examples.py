@@ -1,8 +1,9 @@
-"""The examples run as they are, each as a program of its own, on a whole stack."""
+"""The examples and the documents' first pages run as they are, on a whole stack."""
 
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.request
@@ -12,14 +13,15 @@ from typing import Any
 
 import pytest
 
+from claw_r1.demo.run import MODEL
 from claw_r1.events import Decision, Reward, Step
 from claw_r1.local.ports import find_port
 from claw_r1.local.stack import RunningStack, python_module, running_stack
 from claw_r1.local.supervisor import Process
+from tests.documents import ROOT, all_blocks
 from tests.log import facts_of, read_emitted, wait_for_groups
 
-ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +123,59 @@ def test_what_people_say_next_becomes_feedback(whole: RunningStack) -> None:
     assert (reward.source, reward.value, reward.step_id) == ("soft", 1.0, first.step_id)
     assert (tag.action, tag.value, tag.step_id) == ("tag", "silence", second.step_id)
     assert run(*command, "--run", "soft", "--silence", "1", "--once") == "", "nothing is said twice"
+
+
+# ------------------------------------------------------------------------------------------------------------ documents
+
+README = "README.md"
+GUIDES = (
+    "first-recipe",
+    "connect/agents",
+    "connect/own-code",
+    "first-reward",
+    "first-questions",
+    "connect/own-trainer",
+)
+STARTS = ("make ", "claw up", "claw demo")
+"""A block with one of these starts what the test has started."""
+POOLED = """
+until curl -fsS $CLICKHOUSE --data-binary "SELECT throwIf(count() < 2) FROM claw.trajectories" > /dev/null 2>&1
+do sleep 0.1
+done
+"""
+"""People take longer than the sink."""
+
+
+def script(page: str, whole: RunningStack, folder: Path, *, programs: bool) -> Iterator[str]:
+    """The page's blocks in order as lines of a shell, with this stack's addresses in the place of those of the page."""
+    there = {"http://127.0.0.1:8100": whole.urls["gateway"], "http://127.0.0.1:8123": whole.clickhouse}
+    there |= {"127.0.0.1:9092": whole.kafka, "my-model": MODEL}
+    for number, (language, text) in enumerate(all_blocks(page)):
+        if language not in (("bash", "python") if programs else ("bash",)) or any(one in text for one in STARTS):
+            continue
+        for named, real in there.items():
+            text = text.replace(named, real)
+        if language == "python":
+            program = folder / f"block-{number}.py"
+            program.write_text(text, "utf-8")
+            text = f"python {program}"
+        yield f"echo '{page} block {number}' >&2"
+        yield POOLED + text if "$CLICKHOUSE" in text or "claw sql" in text else text
+
+
+@pytest.mark.timeout(600)
+def test_the_readme_and_the_first_guides_are_followed_word_for_word(whole: RunningStack, tmp_path: Path) -> None:
+    lines = [*script(README, whole, tmp_path, programs=True)]
+    for guide in GUIDES:  # the programs of the guides are the README's, or are run by tests/clients
+        lines += script(f"docs/{guide}.md", whole, tmp_path, programs=False)
+    (tmp_path / ".venv").symlink_to(Path(sys.executable).parents[1])
+    env = {name: value for name, value in os.environ.items() if not name.startswith("CLAW_")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env |= {"CLAW_DATA": str(whole.data), "PATH": path}
+    command = ["bash", "-euo", "pipefail", "-c", "\n".join(lines)]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=550, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(re.findall(r"^\S+ \d+ → \d+ tokens$", done.stdout, re.MULTILINE)) == 1
+    assert len(re.findall(r"^\d+ tokens, [1-9]\d* to train$", done.stdout, re.MULTILINE)) == 2
+    followed = set(re.findall(r"^(\S+) block \d+$", done.stderr, re.MULTILINE))
+    assert followed == {README, *(f"docs/{guide}.md" for guide in GUIDES)}

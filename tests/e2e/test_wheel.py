@@ -1,5 +1,7 @@
-"""The wheel, installed plainly into an environment of its own, gives the adapter and the client, and asks for no more."""
+"""The wheel, installed plainly into an environment of its own, gives the adapter and the client, and asks for no more; with
+the demo's packages it plays the demo, with no checkout."""
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -7,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.documents import ROOT, blocks
+
 pytestmark = pytest.mark.slow
 SERVERS = {"fastapi", "uvicorn", "faust-streaming", "clickhouse-connect", "chdb", "typer", "pyarrow", "openai", "jgo"}
 
@@ -49,3 +52,24 @@ def test_a_plain_install_brings_the_adapter_without_servers(wheel: Path, tmp_pat
     claw = _run(venv / "bin" / "claw", "--help")
     assert claw.returncode != 0
     assert "claw-r1[" in claw.stderr  # says which extra to install
+
+
+@pytest.mark.timeout(600)
+def test_the_command_plays_the_demo_as_the_start_page_says(tmp_path: Path) -> None:
+    (text,) = [text for text in blocks("docs/index.md", "bash") if "uv tool install" in text]
+    install, demo = text.splitlines()
+    places = {"UV_TOOL_DIR": tmp_path / "tools", "UV_TOOL_BIN_DIR": tmp_path / "bin"}
+    path = f"{tmp_path / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("CLAW_", "PYTHON", "VIRTUAL_ENV"))
+    }
+    env = kept | {name: str(place) for name, place in places.items()} | {"PATH": path}
+    for line, folder in ((install, ROOT), ("command -v claw", tmp_path), (demo, tmp_path)):
+        done = subprocess.run(["bash", "-euc", line], cwd=folder, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        if line.startswith("command"):
+            assert done.stdout.strip() == str(tmp_path / "bin/claw")
+    assert "batches                1" in done.stderr
+    python = tmp_path / "tools/claw-r1/bin/python"
+    where = _run(python, "-c", "import claw_r1.events; print(claw_r1.events.__file__)").stdout
+    assert where.startswith(str(tmp_path)), where

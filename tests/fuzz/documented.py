@@ -4,31 +4,30 @@ import contextlib
 import json
 import random
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 import msgspec
-import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis.errors import Unsatisfiable
-from schemathesis.core import NotSet
 
 from tests.fuzz.calls import Call
 from tests.fuzz.forgery import Header, Ring
 from tests.fuzz.socket_client import request
 
-MODES: Final = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
-
 
 def documented_calls(document: dict[str, Any], ring: Ring, *, first: int, count: int) -> Iterator[Call]:
     """So many calls, nearly, shared by all documented operations; numbered from `first` on."""
+    import schemathesis  # two seconds, of the one process that needs it
+
+    modes = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
     schema: Any = schemathesis.openapi.from_dict(document)
     operations = [found.ok() for found in schema.get_all_operations()]
-    each = max(1, count // (len(operations) * len(MODES)))
+    each = max(1, count // (len(operations) * len(modes)))
     number = first
     for place, operation in enumerate(operations):
         responses = document["paths"][operation.path][operation.method]["responses"]
-        for mode in MODES:
+        for mode in modes:
             for case in _cases(operation.as_strategy(generation_mode=mode), f"{ring.seed}/{place}", each):
                 rng = random.Random(f"{ring.seed}/documented/{number}")
                 call = Call(number, ring.talk(0), "spare", [_bytes(rng, case, ring)], "any", operation.label)
@@ -60,6 +59,8 @@ def _cases(strategy: Any, seed: str, count: int) -> list[Any]:
 
 
 def _bytes(rng: random.Random, case: Any, ring: Ring) -> bytes:
+    from schemathesis.core import NotSet
+
     headers: list[Header] = [
         (name, str(value)) for name, value in (case.headers or {}).items() if _is_header(name, value)
     ]

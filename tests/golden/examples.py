@@ -312,6 +312,7 @@ EXAMPLES: list[Event] = [
         closed=True,
         ttl=10.0,
         holder="trainer",
+        process="host/pid:[1]/7",
         since=1.25,
         at=1.5,
     ),

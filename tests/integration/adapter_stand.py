@@ -1,7 +1,7 @@
 """What the adapter's tests stand on: a recipe of its own on the real broker, and groups published as a stream worker does."""
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,11 +9,12 @@ from aiokafka import AIOKafkaProducer
 
 from claw_r1 import topics
 from claw_r1.bus import apply_topics, publish, read_topic, start_producer
-from claw_r1.codec import decode, encode
-from claw_r1.events import BatchCut, BatchTrained, Event, GroupReady, Policy, RecipeActive, Sample
+from claw_r1.codec import Record, decode, encode
+from claw_r1.events import BatchCut, BatchTrained, Event, GroupReady, Outcome, Policy, RecipeActive, Sample
 from claw_r1.ids import new_id
 from claw_r1.recipes import Recipe
 from tests.factories import a_ready_group, a_recipe
+from tests.forms import todays
 
 
 @dataclass
@@ -24,6 +25,8 @@ class AdapterStand:
     recipe: Recipe
     producer: AIOKafkaProducer
     version: int = 1
+    form: Callable[[Record], Record] = todays
+    """Of the version that writes."""
     topic: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -46,9 +49,8 @@ class AdapterStand:
     async def send(self, topic: str, event: Event, key: str) -> None:
         """One record in a transaction of its own."""
         async with self.producer.transaction():
-            await publish(
-                self.producer, topic, encode(event, source="test", key=key.encode()), deadline=30, partition=0
-            )
+            record = self.form(encode(event, source="test", key=key.encode()))
+            await publish(self.producer, topic, record, deadline=30, partition=0)
 
     async def publish(self, *groups: tuple[Sequence[Sample], GroupReady]) -> None:
         """Ready groups in one transaction."""
@@ -56,7 +58,13 @@ class AdapterStand:
             for samples, marker in groups:
                 for event in (*samples, marker):
                     record = encode(event, source="test", key=f"{marker.run_id}/{marker.prompt_uid}".encode())
+                    record = self.form(record)
                     await publish(self.producer, self.topic, record, deadline=30, partition=0)
+
+    async def trained(self, version: int) -> None:
+        """Some trainer of the run has made this policy version."""
+        policy = Policy(run_id=self.recipe.run_id, version=version, at=1.0)
+        await self.send(topics.POLICY, policy, self.recipe.run_id)
 
     def group(self, number: int, rewards: Sequence[float | None] = (1.0, 0.0), **over: Any) -> Any:
         """The ready group `g<number>` of the recipe's run, different in content from every other."""
@@ -65,9 +73,15 @@ class AdapterStand:
 
     async def history(self) -> list[BatchCut | BatchTrained]:
         """The recipe's cuts and commits, as a read_committed reader sees them."""
+        return [event for event in await self._cuts() if isinstance(event, BatchCut | BatchTrained)]
+
+    async def outcomes(self) -> list[Outcome]:
+        """What trainers of the recipe said of decisions."""
+        return [event for event in await self._cuts() if isinstance(event, Outcome)]
+
+    async def _cuts(self) -> list[Event]:
         records = await read_topic(self.kafka, topics.CUTS, client_id="test")
-        events = [decode(r.headers, r.value) for r in records if r.key == self.recipe.name.encode()]
-        return [event for event in events if isinstance(event, BatchCut | BatchTrained)]
+        return [decode(r.headers, r.value) for r in records if r.key == self.recipe.name.encode()]
 
     async def policies(self) -> list[Policy]:
         records = await read_topic(self.kafka, topics.POLICY, client_id="test")

@@ -5,6 +5,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aiohttp import ClientSession, web
@@ -185,6 +186,12 @@ class Stand:
 async def a_gateway(kafka: str, *upstream: str, run: str, **settings: Any) -> AsyncIterator[Stand]:
     """A ready gateway on topics that are there."""
     await apply_topics(kafka, all_topics())
+    async with _a_ready_gateway(kafka, *upstream, run=run, **settings) as stand:
+        yield stand
+
+
+@contextlib.asynccontextmanager
+async def _a_ready_gateway(kafka: str, *upstream: str, run: str, **settings: Any) -> AsyncIterator[Stand]:
     async with an_unready_gateway(kafka, *upstream, run=run, **settings) as stand:
         await wait_for(lambda: stand.gateway.ready() is None, "the gateway is ready")
         yield stand
@@ -202,6 +209,10 @@ async def an_unready_gateway(kafka: str, *upstream: str, run: str, **settings: A
         yield Stand(f"http://127.0.0.1:{port}", kafka, gateway, http)
 
 
+_have_topics: set[Path] = set()
+"""Data of stacks whose broker has the topics: to look again costs more than many a test."""
+
+
 def with_engine(
     stack: Stack,
     answer: Handler,
@@ -214,9 +225,12 @@ def with_engine(
 
     async def run() -> None:
         name = new_id()
+        if stack.data not in _have_topics:
+            await apply_topics(stack.kafka, all_topics())
+            _have_topics.add(stack.data)
         async with (
             an_engine(answer, version=version) as engine,
-            a_gateway(stack.kafka, engine.url, run=name, **settings) as stand,
+            _a_ready_gateway(stack.kafka, engine.url, run=name, **settings) as stand,
         ):
             await body(stand, engine, name)
             await stand.check_announced(name)

@@ -9,7 +9,8 @@ import pytest
 from claw_r1 import topics
 from claw_r1.bus import read_topic
 from claw_r1.codec import decode
-from claw_r1.events import BatchCut, Decision, Event, Outcome
+from claw_r1.errors import UserError
+from claw_r1.events import BatchCut, Decision, Event, Outcome, RunPurged
 from claw_r1.ids import new_id
 from tests.conftest import Stack, wait_until
 from tests.integration.adapter_stand import AdapterStand, an_adapter_stand
@@ -47,8 +48,10 @@ async def decide(stand: AdapterStand, action: str, prompt: str, uid: str | None 
 
 
 async def read(stand: AdapterStand, topic: str, kind: type[E]) -> list[E]:
+    """Those on a topic, of the cuts only this recipe's: other tests write there too, also what does not decode."""
     records = await read_topic(stand.kafka, topic, client_id="test")
-    return [e for r in records if isinstance(e := decode(r.headers, r.value), kind)]
+    mine = [r for r in records if topic != topics.CUTS or r.key == stand.recipe.name.encode()]
+    return [e for r in mine if isinstance(e := decode(r.headers, r.value), kind)]
 
 
 async def fates(stand: AdapterStand) -> list[Outcome]:
@@ -154,3 +157,22 @@ def test_decisions_are_applied_to_samples_beyond_the_memory_bound(stack: Stack) 
             assert (await stream.next(30)).digest == batch.digest
 
     on_stand(stack, body, batch={"groups": 2})
+
+
+def test_groups_of_a_purged_run_are_not_trained(stack: Stack) -> None:
+    async def body(stand: AdapterStand) -> None:
+        run = stand.recipe.run_id
+        purge = RunPurged(fact_id="purge", run_id=run, at=1.0)
+        await stand.publish(stand.group(1), stand.group(2))
+        async with a_stream(stand) as stream:
+            await stream.next(30)
+            await stand.send(stand.topic, purge, run)
+            await stand.publish(stand.group(3))  # of another partition, whose worker had not read the purge
+            with pytest.raises(NoBatchYet, match="left out: 2 run_purged"):
+                await stream.next(1)
+        async with a_stream(stand) as stream:
+            with pytest.raises(UserError, match=f"batch 1 of .* is not handed out again: run {run} was purged"):
+                await stream.next(30)
+        assert len(await stand.history()) == 1
+
+    on_stand(stack, body)

@@ -92,6 +92,25 @@ def test_groups_that_are_too_old_are_not_counted(stack: Stack) -> None:
     on_stand(stack, body, staleness={"max_versions": 0})
 
 
+def test_it_is_said_again_after_its_producer_ended_for_good(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demand, "HEARTBEAT_S", 0.5)
+    monkeypatch.setattr(demand, "_DEADLINE_S", 1.0)
+
+    async def body(stand: AdapterStand) -> None:
+        async with AsyncBatchStream(stand.recipe.name, kafka=stand.kafka) as stream:
+            await until(stand, closed=False)
+            producer = stream._demander._producer
+            assert producer is not None
+            producer._sender.sender_task.cancel()
+            await asyncio.wait([producer._sender.sender_task])
+            ended = time.time()
+            end = time.monotonic() + SOON
+            while (await said(stand))[-1].at < ended + demand._DEADLINE_S:
+                assert time.monotonic() < end
+
+    on_stand(stack, body)
+
+
 def test_it_is_said_again_while_nothing_changes(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demand, "HEARTBEAT_S", 0.5)
 

@@ -1,6 +1,7 @@
 """Batches come off a real broker: cut before hand-out, committed after, the same again after a restart."""
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -11,13 +12,16 @@ import pytest
 
 from claw_r1 import topics
 from claw_r1.bus import read_topic
-from claw_r1.codec import decode, encode
+from claw_r1.codec import decode, encode, encode_body
 from claw_r1.errors import DependencyUnreachable, InvalidRecord, UserError
 from claw_r1.events import BatchCut, BatchTrained, Event, Policy, TokenStats
 from claw_r1.local.ports import find_port
 from tests.conftest import Stack
+from tests.forms import by_turns, newer, older
 from tests.integration.adapter_stand import AdapterStand, an_adapter_stand
-from trainer_adapter import AsyncBatchStream, BatchStream, NoBatchYet, Superseded
+from trainer_adapter import AsyncBatchStream, BatchStream, NoBatchYet, Superseded, ledger
+from trainer_adapter.source import FETCH_BYTES
+from trainer_adapter.stream import GRACE_S
 
 pytestmark = pytest.mark.stack
 
@@ -56,6 +60,33 @@ def test_a_batch_is_cut_then_handed_out_then_committed(stack: Stack) -> None:
             assert (policy.version, policy.trainer_step, policy.weights_digest) == (7, 1, "abc")
 
     on_stand(stack, body, batch={"groups": 2})
+
+
+def test_what_older_and_newer_versions_wrote_is_trained(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams, and trainers that were there before, of another version: the same batch goes on, and the next one comes."""
+
+    async def body(stand: AdapterStand) -> None:
+        stand.form = newer
+        await stand.set_recipe()
+        stand.form = by_turns()
+        groups = [stand.group(number) for number in range(1, 4)]
+        await stand.publish(*groups)
+        for sequence, form in enumerate((newer, older), 1):
+            monkeypatch.setattr(ledger, "encode", lambda event, form=form, **more: form(encode(event, **more)))
+            async with a_stream(stand) as stream:
+                batch = await stream.next(30)
+            async with a_stream(stand) as stream:
+                again = await stream.next(30)
+                assert (again.sequence, again.digest) == (sequence, batch.digest)
+                tokens = b"".join(sample.token_ids for sample in groups[sequence - 1][0])
+                assert again.token_ids.astype("<u4").tobytes() == tokens
+                await again.commit(policy_version=sequence)
+        async with a_stream(stand) as stream:
+            last = await stream.next(30)
+            assert (last.sequence, stream.policy_version, last.groups[0].group_id) == (3, 2, "g3")
+            assert not any(stream.counts.values())
+
+    on_stand(stack, body)
 
 
 def test_a_group_is_in_hand_soon_after_it_is_visible(stack: Stack) -> None:
@@ -148,9 +179,13 @@ async def _send(stand: AdapterStand, event: Event) -> None:
 
 def test_samples_beyond_the_memory_bound_are_read_again(stack: Stack) -> None:
     async def body(stand: AdapterStand) -> None:
-        await stand.publish(*(stand.group(number) for number in range(4)))
+        tokens = 800_000  # nearly as large as a record may be, and above what is fetched at once
+        large = stand.group(1, (1.0,), ids=tuple(range(tokens)), mask=(1,) * tokens)
+        assert len(encode_body(large[0][0])) > 3 * FETCH_BYTES
+        await stand.publish(stand.group(0), large, stand.group(2), stand.group(3))
         async with a_stream(stand, prefetch_bytes=1) as stream:
             small = await stream.next(30)
+            assert small.lengths.max() == tokens
         async with a_stream(stand) as stream:
             assert (await stream.next(30)).digest == small.digest
 
@@ -188,6 +223,103 @@ def test_seek_replays_and_goes_on_above_the_highest_version(stack: Stack) -> Non
     on_stand(stack, body)
 
 
+def test_a_seek_binds_a_next_that_waits(stack: Stack) -> None:
+    async def body(stand: AdapterStand) -> None:
+        await stand.publish(stand.group(0))
+        async with a_stream(stand) as stream:
+            await (await stream.next(30)).commit(policy_version=1)
+            coming = asyncio.create_task(stream.next(30))
+            await asyncio.sleep(0)
+            stream.seek(0)
+            batch = await asyncio.wait_for(coming, 10)
+            assert batch.sequence == 1
+            await batch.commit(policy_version=2)
+
+    on_stand(stack, body)
+
+
+def test_a_seek_binds_a_next_that_cuts(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(stand: AdapterStand) -> None:
+        await stand.publish(*(stand.group(number) for number in range(3)))
+        async with a_stream(stand) as stream:
+            await (await stream.next(30)).commit(policy_version=1)
+            append = stream._ledger.append
+
+            async def append_and_seek(entries: Any) -> None:
+                await append(entries)
+                if stream.cursor() == 1:
+                    stream.seek(0)
+
+            monkeypatch.setattr(stream._ledger, "append", append_and_seek)
+            assert [(await stream.next(30)).sequence for _ in range(3)] == [1, 2, 3]
+            assert stream.cursor() == 0
+
+    on_stand(stack, body)
+
+
+def test_a_seek_binds_a_commit_that_is_on_its_way(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(stand: AdapterStand) -> None:
+        await stand.publish(stand.group(0))
+        async with a_stream(stand) as stream:
+            batch = await stream.next(30)
+            append = stream._ledger.append
+
+            async def append_and_seek(entries: Any) -> None:
+                await append(entries)
+                stream.seek(0)
+
+            monkeypatch.setattr(stream._ledger, "append", append_and_seek)
+            await batch.commit(policy_version=1)
+            assert stream.cursor() == 0
+
+    on_stand(stack, body)
+
+
+@pytest.mark.parametrize("held_up", ["by another next", "by the pool", "by the broker"])
+def test_a_next_ends_in_time(stack: Stack, monkeypatch: pytest.MonkeyPatch, held_up: str) -> None:
+    async def body(stand: AdapterStand) -> None:
+        silent = socket.create_server(("127.0.0.1", 0))
+        pool = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with silent:
+            async with a_stream(stand, pool=pool if held_up == "by the pool" else None) as stream:
+                others = []
+                if held_up == "by another next":
+                    others = [asyncio.create_task(stream.next(30))]
+                    await asyncio.sleep(0)
+                elif held_up == "by the broker":
+                    await stand.publish(stand.group(0))
+                    monkeypatch.setattr(stream._source, "catch_up", asyncio.Event().wait)
+                began = time.monotonic()
+                with pytest.raises(NoBatchYet, match=WHY[held_up]):
+                    await stream.next(0.5)
+                assert 0.5 <= time.monotonic() - began < 0.5 + GRACE_S + 0.5
+                for other in others:
+                    other.cancel()
+                await asyncio.gather(*others, return_exceptions=True)
+
+    on_stand(stack, body)
+
+
+WHY = {
+    "by another next": "another call of `next` waits",
+    "by the pool": "the pool does not tell.*it has not answered yet",
+    "by the broker": "the broker does not answer",
+}
+
+
+def test_a_next_that_waits_ends_when_the_stream_is_closed(stack: Stack) -> None:
+    async def body(stand: AdapterStand) -> None:
+        stream = a_stream(stand)
+        await stream.open()
+        waiting = asyncio.create_task(stream.next())
+        await asyncio.sleep(0.1)
+        await stream.close()
+        with pytest.raises(UserError, match="closed"):
+            await asyncio.wait_for(waiting, 30)
+
+    on_stand(stack, body)
+
+
 def test_commit_is_idempotent_and_in_order(stack: Stack) -> None:
     async def body(stand: AdapterStand) -> None:
         await stand.publish(stand.group(1), stand.group(2))
@@ -216,12 +348,12 @@ def test_duplicated_groups_and_samples_count_once(stack: Stack) -> None:
     on_stand(stack, body)
 
 
-def test_the_second_trainer_wins_and_the_first_is_told(stack: Stack) -> None:
+def test_a_trainer_that_takes_over_wins_and_the_first_is_told(stack: Stack) -> None:
     async def body(stand: AdapterStand) -> None:
         await stand.publish(stand.group(1), stand.group(2))
         async with a_stream(stand, holder="first") as first:
             batch = await first.next(30)
-            async with a_stream(stand, holder="second") as second:
+            async with a_stream(stand, holder="second", take_over=True) as second:
                 taken = await second.next(30)
                 assert taken.digest == batch.digest
                 await taken.commit(policy_version=1)

@@ -1,9 +1,6 @@
 """From `claw recipes apply` to a batch in hand, on a real broker with real stream workers: every kind of columns and rows."""
 
 import asyncio
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +9,10 @@ import pytest
 from claw_r1 import bus, topics
 from claw_r1.codec import pack_floats
 from claw_r1.events import GroupFact, Step
-from claw_r1.local.stack import running_stack
+from tests.conftest import Stack
 from tests.factories import a_group, a_reward, an_annotation
 from tests.log import send, wait_for_groups
+from tests.warm import claw
 from tests.workers import Worker, workers
 from trainer_adapter import AsyncBatchStream, NoColumn, TrainingBatch
 
@@ -32,16 +30,14 @@ RECIPES = {
 
 
 @pytest.fixture
-def kafka(tmp_path: Path) -> Iterator[str]:
-    with running_stack(tmp_path / "stack", processes=("kafka",)) as stack:
-        asyncio.run(bus.apply_topics(stack.kafka, topics.all_topics()))
-        yield stack.kafka
+def kafka(spare: Stack) -> str:
+    asyncio.run(bus.apply_topics(spare.kafka, topics.all_topics()))
+    return spare.kafka
 
 
 def apply(kafka: str, path: Path, text: str) -> None:
     path.write_text(text)
-    command = [sys.executable, "-P", "-m", "claw_r1.cli.entry", "recipes", "apply", str(path), "--kafka", kafka]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = claw("recipes", "apply", str(path), "--kafka", kafka)
     assert done.returncode == 0, done.stderr
 
 

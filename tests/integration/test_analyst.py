@@ -5,7 +5,6 @@ import base64
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from sinks.rows import TABLES
 from tests.conftest import Stack
 from tests.integration.test_local_clickhouse import HttpAnswer, send
 from tests.pool import Pool
+from tests.warm import claw
 
 pytestmark = pytest.mark.stack
 
@@ -457,9 +457,8 @@ def test_the_lists_say_what_the_pool_and_the_engine_have(front: Front) -> None:
 
 def test_claw_sql_asks_as_an_analyst_of_a_run(front: Front) -> None:
     def sql(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-P", "-m", "claw_r1.cli.entry", "sql", *arguments, "--clickhouse", front.operator]
         env = {**os.environ, "CLAW_SECRET": SECRET}
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        return claw("sql", *arguments, "--clickhouse", front.operator, env=env)
 
     count = "SELECT count() AS n FROM steps"
     assert sql(count).stdout == "n\n10\n"

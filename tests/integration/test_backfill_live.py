@@ -26,12 +26,14 @@ from claw_r1.recipes import Recipe
 from sinks import migrations
 from streams.state import PartitionState
 from streams.verdicts import ActiveRecipe
+from tests import warm
 from tests.conftest import wait_until
 from tests.factories import a_group, a_recipe, a_reward, a_trajectory, an_annotation
 from tests.log import Emitted, read, read_emitted, send
 from tests.pool import Pool
 from tests.unit.streams.partition_log import a_decision, effects
-from tests.workers import ROOT, Worker, workers
+from tests.warm import ROOT
+from tests.workers import Worker, workers
 
 pytestmark = pytest.mark.stack
 
@@ -50,14 +52,12 @@ class Live:
     kafka: str
     clickhouse: str
 
-    def command(self, *arguments: str, module: str = "claw_r1.cli.entry") -> list[str]:
-        where = ["--kafka", self.kafka, "--clickhouse", self.clickhouse, "--database", DATABASE]
-        return [sys.executable, "-P", "-m", module, *arguments, *where]
+    def options(self, *arguments: str) -> list[str]:
+        return [*arguments, "--kafka", self.kafka, "--clickhouse", self.clickhouse, "--database", DATABASE]
 
     def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("CLAW_")} | variables
-        command = self.command("recipes", "backfill", *arguments)
-        return subprocess.run(command, capture_output=True, text=True, timeout=150, check=False, env=environment)
+        return warm.claw(*self.options("recipes", "backfill", *arguments), timeout=150, env=environment)
 
     def backfill(self, *arguments: str) -> dict[str, Any]:
         done = self.run(*arguments, "--json", "--wait", "90")
@@ -66,7 +66,8 @@ class Live:
         return document
 
     def struck(self, name: str, strike: str, at: int) -> "subprocess.Popen[str]":
-        command = self.command("recipes", "backfill", name, "--wait", "90", module="tests.integration.stopped_backfill")
+        options = self.options("recipes", "backfill", name, "--wait", "90")
+        command = [sys.executable, "-P", "-m", "tests.integration.stopped_backfill", *options]
         environment = os.environ | {"STRIKE": strike, "STRIKE_AT": str(at), "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -308,12 +309,7 @@ def test_a_recipe_that_nothing_supplies_is_applied_with_a_warning(live: Live, tm
     )
     fresh = tmp_path / "fresh.yaml"
     fresh.write_text("{name: supplied-c, run_id: supplied-not-yet}")  # its agents have not begun
-    done, quiet = (
-        subprocess.run(
-            live.command("recipes", "apply", str(file)), capture_output=True, text=True, timeout=120, check=False
-        )
-        for file in (recipe, fresh)
-    )
+    done, quiet = (warm.claw(*live.options("recipes", "apply", str(file))) for file in (recipe, fresh))
     assert (quiet.returncode, quiet.stderr) == (0, "")
     assert done.returncode == 0
     assert done.stdout == "recipe supplied-b version 1 is in force for run supplied, channel train\n"

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from claw_r1.clickhouse import ClickHouse
 from claw_r1.dry_run import dry_run_sql, list_untold, matching_sql
-from claw_r1.events import Decision, Event, GroupCancel, GroupFact, Outcome, Trajectory, TrajectoryEnd
+from claw_r1.events import Decision, Event, GroupCancel, GroupFact, Outcome, Sample, Trajectory, TrajectoryEnd
 from claw_r1.ids import derived_id
 from claw_r1.recipes import Recipe
+from claw_r1.topics import EVENTS
 from sinks import migrations
 from sinks.rows import TABLES, Place, list_rows
 from sinks.writer import build_stream
@@ -56,16 +57,16 @@ FILTERS: list[dict[str, Any]] = [
 class Pool:
     """The pool's tables, filled as the sink fills them."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, database: str = DATABASE) -> None:
         self.runner = asyncio.Runner()
-        self.runner.run(migrations.apply(url, DATABASE))
-        self.client = self.runner.run(ClickHouse.connect(url, DATABASE))
+        self.runner.run(migrations.apply(url, database))
+        self.client = self.runner.run(ClickHouse.connect(url, database))
         self.offsets = itertools.count()
 
     def insert(self, events: Iterable[Event]) -> None:
         rows: dict[str, list[Any]] = {}
         for event in events:
-            for name, row in list_rows(event, Place("test", 0, next(self.offsets), 1_700_000_000_000)):
+            for name, row in list_rows(event, Place(EVENTS, 0, next(self.offsets), 1_700_000_000_000)):
                 rows.setdefault(name, []).append(row)
         for name, some in rows.items():
             table = TABLES[name]
@@ -74,7 +75,7 @@ class Pool:
 
     def ask(self, recipe: Recipe) -> Counts:
         found = self.runner.run(self.client.query(dry_run_sql(recipe)))
-        return Counter({(about, outcome, reason): int(number) for about, outcome, reason, number in found.rows})
+        return Counter({(about, outcome, reason): int(number) for about, outcome, reason, number, *_ in found.rows})
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +165,32 @@ def test_the_dry_run_says_what_the_streams_do(pool: Pool, seed: int) -> None:
         said = Counter({key: number for key, number in said.items() if key[0] == "group"})
         counts = Counter({key: number for key, number in counts.items() if key[0] == "group"})
     assert said == counts
+
+
+def test_the_tokens_of_a_dry_run_are_those_of_the_samples(pool: Pool) -> None:
+    """Where no context was rewritten; what is left out has its own."""
+    run = f"run-{next(pool.offsets)}"
+    facts = [
+        *a_group((1.0, 0.0, 0.5), steps=2),
+        *a_group((1.0,), steps=1, prompt_uid="small"),
+        *a_group((1.0, 0.0), steps=3, prompt_uid="whole"),
+    ]
+    recipe = a_recipe(group={"size": 99, "min_size": 2, "idle": "1h", "max_age": "2h"})
+    worker = play([Entry(1000.0, set_recipe(recipe)), *(Entry(1000.0, fact) for fact in facts)], until=1100.0)
+    worker.fold(Entry(1000.0 + 3700))
+    worker.flush()
+    samples = [one for one in worker.durable if isinstance(one, Sample)]
+    trajectories = [one for one in worker.durable if isinstance(one, Trajectory)]
+    pool.insert([event.model_copy(update={"run_id": run}) for event in (*facts, *trajectories)])
+    found = pool.runner.run(pool.client.query(dry_run_sql(recipe.model_copy(update={"run_id": run})))).dicts()
+    by_fate = {(row["about"], row["outcome"], row["reason"]): row for row in found}
+    emitted = by_fate["trajectory", "emitted", "complete"]
+    assert len(samples) == emitted["number"] == 5
+    assert emitted["tokens"] == sum(len(sample.token_ids) // 4 for sample in samples)
+    assert emitted["sampled"] == sum(sum(sample.loss_mask) for sample in samples)
+    small = by_fate["trajectory", "discarded", "too_small"]
+    assert 0 < small["sampled"] < small["tokens"] < emitted["tokens"]
+    assert {row["tokens"] for row in found if row["about"] == "group"} == {0}
 
 
 def test_what_the_pool_does_not_know_is_said() -> None:

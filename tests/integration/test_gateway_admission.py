@@ -232,7 +232,7 @@ def test_a_trainer_that_lost_the_recipe_says_nothing_more(stack: Stack) -> None:
             first = house.trainer(holder="first")
             await first.open()
             await house.until(stand, holder="first")
-            async with house.trainer(holder="second"):
+            async with house.trainer(holder="second", take_over=True):
                 await house.until(stand, holder="second")
                 await first.close()
                 assert not is_refused(await post(stand, "/groups", {"prompt_uid": "g1"}))

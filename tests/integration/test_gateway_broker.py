@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from aiohttp import ClientSession
 from claw_r1.events import StepStarted
 from claw_r1.ids import new_id
 from claw_r1.local.ports import find_port
-from claw_r1.local.stack import RunningStack, running_stack
+from claw_r1.local.stack import RunningStack
 from gateway.durable.recorder import Recorder
 from tests.factories import a_step
 from tests.integration.gateway_stand import (
@@ -33,11 +32,10 @@ pytestmark = pytest.mark.stack
 ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """A broker of this module's own, to be ill-treated."""
-    with running_stack(tmp_path_factory.mktemp("broker"), processes=("kafka",)) as running:
-        yield running
+@pytest.fixture
+def broker(spare: RunningStack) -> RunningStack:
+    """A broker to be ill-treated."""
+    return spare
 
 
 async def post(stand: Stand, path: str, body: object) -> tuple[int, dict[str, str], bytes]:

@@ -19,7 +19,7 @@ from claw_r1.errors import RetryableError
 from claw_r1.events import Fact, Step, TrajectoryIndex
 from claw_r1.ids import new_id
 from claw_r1.local.ports import find_port
-from claw_r1.local.stack import RunningStack, running_stack
+from claw_r1.local.stack import RunningStack
 from claw_r1.metrics import GATEWAY_DROPPED, GATEWAY_SPOOL_RECORDS
 from claw_r1.topics import Topic
 from gateway.durable.frames import SEGMENT_HEAD, Entry, read_head, scan
@@ -43,11 +43,10 @@ ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 
 @pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """A broker of this module's own, to be ill-treated."""
-    with running_stack(tmp_path_factory.mktemp("broker"), processes=("kafka",)) as running:
-        asyncio.run(apply_topics(running.kafka, topics.all_topics()))
-        yield running
+def broker(spare: RunningStack) -> RunningStack:
+    """A broker to be ill-treated."""
+    asyncio.run(apply_topics(spare.kafka, topics.all_topics()))
+    return spare
 
 
 async def post(stand: Stand, path: str, body: object) -> tuple[int, dict[str, str], Any]:

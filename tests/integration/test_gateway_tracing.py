@@ -11,6 +11,8 @@ from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from claw_r1 import bus, topics
+from claw_r1.codec import header
 from claw_r1.ids import new_id
 from claw_r1.local.ports import find_port
 from tests.conftest import Stack
@@ -117,10 +119,12 @@ def test_a_call_is_one_span(
             assert status == 200
             await wait_for(lambda: len(collector.spans) == 1, "the collector has the span")
             (step,) = await stand.steps(name)
+            told = await traces_on_log(stack, name)
         (span,) = collector.spans
         assert span.name == "chat tiny"
         assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, "b" * 16)
         assert seen == [f"00-{TRACE}-{span.span_id.hex()}-01"]
+        assert told == {"claw.step-started.v1": seen[0], "claw.step.v1": seen[0]}
         found = values(span)
         assert found["claw.trajectory_uid"] == name
         assert found["claw.step_id"] == step.step_id
@@ -131,6 +135,35 @@ def test_a_call_is_one_span(
         assert found["claw.record_wait"] > 0
         assert "error.type" not in found
         assert not any(b"the word of the prompt" in body for body in collector.bodies)
+
+    asyncio.run(run())
+
+
+async def traces_on_log(stack: Stack, run: str) -> dict[str, str | None]:
+    """By type of a run's facts, the trace that their records name; those of a call alone."""
+    records = await bus.read_topic(stack.kafka, topics.EVENTS, client_id="test")
+    found: dict[str, str | None] = {}
+    for record in records:
+        kind = (header(record.headers, "ce_type") or b"").decode()
+        if (record.key or b"").startswith(f"{run}/".encode()) and kind.startswith("claw.step"):
+            trace = header(record.headers, "traceparent")
+            found[kind] = None if trace is None else trace.decode()
+    return found
+
+
+@pytest.mark.parametrize(("said", "told"), [(PARENT, PARENT), ("garbage", None)])
+def test_without_tracing_records_name_the_agents_own_trace(stack: Stack, said: str, told: str | None) -> None:
+    async def run() -> None:
+        name = new_id()
+        async with (
+            an_engine(replying(a_reply([1], [2]))) as engine,
+            a_gateway(stack.kafka, engine.url, run=name) as stand,
+            stand.http.post(
+                f"{stand.url}/{name}/p/v1/chat/completions", json=ASKED, headers={"traceparent": said}
+            ) as response,
+        ):
+            assert response.status == 200
+            assert await traces_on_log(stack, name) == {"claw.step-started.v1": told, "claw.step.v1": told}
 
     asyncio.run(run())
 

@@ -14,6 +14,7 @@ import pytest
 from claw_r1.local.ports import find_port
 from claw_r1.local.stack import stop
 from claw_r1.local.state import read_state
+from tests import warm
 from tests.conftest import Stack, wait_until
 
 pytestmark = pytest.mark.stack
@@ -22,8 +23,7 @@ CLAW = [sys.executable, "-P", "-m", "claw_r1.cli.entry"]
 
 
 def claw(*arguments: str, data: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [*CLAW, *arguments, *(["--data", str(data)] if data else [])]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return warm.claw(*arguments, *(["--data", str(data)] if data else []))
 
 
 def document(done: subprocess.CompletedProcess[str]) -> Any:

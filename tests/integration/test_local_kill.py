@@ -10,6 +10,9 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from clickhouse_connect.driver.exceptions import Error
 
+from claw_r1.local.archive import ensure_archive
+from claw_r1.local.jars import ensure_jars
+from claw_r1.local.java import find_archive
 from claw_r1.local.stack import RunningStack, running_stack
 from tests.conftest import wait_until
 
@@ -59,8 +62,25 @@ async def read_all(kafka: str) -> list[bytes]:
         await consumer.stop()
 
 
+def an_archive() -> Path:
+    """The archive of the broker's classes; another test's stack may just be making it."""
+    jars = ensure_jars()
+    wait_until(lambda: ensure_archive(jars, print) is not None, what="there is an archive", timeout=120)
+    found = find_archive(jars)
+    assert found is not None
+    return found
+
+
+def maps(pid: int, file: Path) -> bool:
+    """Whether a process has the file in its memory (where the system tells)."""
+    listed = Path(f"/proc/{pid}/maps")
+    return not listed.exists() or str(file) in listed.read_text()
+
+
 def test_a_killed_broker_comes_back_with_every_acknowledged_record(tmp_path: Path) -> None:
+    archive = an_archive()
     with running_stack(tmp_path, processes=("kafka",)) as stack:
+        assert maps(stack.pids["kafka"], archive), stack.log("kafka")[:2000]
         asyncio.run(create_topic(stack.kafka))
         acknowledged = asyncio.run(produce_through_a_kill(stack, 200))
         assert len(acknowledged) == 200

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from claw_r1.blobs import LocalBlobs
 from claw_r1.events import BlobRef
 from sinks import migrations
 from sinks.rows import TABLES
+from tests import warm
 from tests.conftest import Stack
 from tests.factories import a_step
 from tests.integration.test_sink import a_sink
@@ -25,9 +25,8 @@ pytestmark = pytest.mark.stack
 
 def claw(stack: Stack, pool: Pool, *arguments: str, blobs: Path | None = None) -> subprocess.CompletedProcess[str]:
     where = ["--clickhouse", stack.clickhouse, "--database", pool.database, "--kafka", stack.kafka]
-    command = [sys.executable, "-P", "-m", "claw_r1.cli.entry", "purge", *arguments, *where]
     env = {**os.environ, "CLAW_SINKS_GROUP": pool.database, **({"CLAW_BLOBS": str(blobs)} if blobs else {})}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    return warm.claw("purge", *arguments, *where, env=env)
 
 
 def counted(pool: Pool, run: str) -> dict[str, int]:

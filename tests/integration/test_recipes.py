@@ -1,16 +1,14 @@
 """Filters, people's decisions and a changed recipe, on a real broker, from `claw` to the trainer's batch."""
 
 import asyncio
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from claw_r1 import bus, topics
 from claw_r1.events import Decision, Outcome
-from claw_r1.local.stack import running_stack
+from tests import warm
+from tests.conftest import Stack
 from tests.factories import a_group
 from tests.log import Emitted, read, read_emitted, send, wait_for_groups
 from tests.workers import Worker, workers
@@ -28,15 +26,13 @@ batch: {groups: 2}
 
 
 @pytest.fixture
-def kafka(tmp_path: Path) -> Iterator[str]:
-    with running_stack(tmp_path / "stack", processes=("kafka",)) as stack:
-        asyncio.run(bus.apply_topics(stack.kafka, topics.all_topics()))
-        yield stack.kafka
+def kafka(spare: Stack) -> str:
+    asyncio.run(bus.apply_topics(spare.kafka, topics.all_topics()))
+    return spare.kafka
 
 
 def claw(kafka: str, *arguments: str) -> str:
-    command = [sys.executable, "-P", "-m", "claw_r1.cli.entry", *arguments, "--kafka", kafka]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = warm.claw(*arguments, "--kafka", kafka)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -2,15 +2,15 @@
 
 import asyncio
 import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from aiokafka.protocol.offset import OffsetRequest
 
 from claw_r1 import bus, registry, topics
 from claw_r1.errors import UserError
 from claw_r1.events import RecipeSet
-from claw_r1.local.stack import running_stack
+from tests.conftest import Stack
 from tests.factories import a_recipe
 from tests.log import read
 from tests.workers import Worker, workers
@@ -19,10 +19,23 @@ pytestmark = pytest.mark.stack
 
 
 @pytest.fixture
-def kafka(tmp_path: Path) -> Iterator[str]:
-    with running_stack(tmp_path / "stack", processes=("kafka",)) as stack:
-        asyncio.run(bus.apply_topics(stack.kafka, topics.all_topics()))
-        yield stack.kafka
+def kafka(spare: Stack) -> str:
+    asyncio.run(bus.apply_topics(spare.kafka, topics.all_topics()))
+    return spare.kafka
+
+
+def test_topics_that_were_just_made_answer(spare: Stack) -> None:
+    """A broker tells who leads a new partition before that one knows it, and calls of the first moment would fail."""
+    made = topics.Topic("claw.many.v1", 128, "", "", {})
+
+    async def play() -> list[int]:
+        await bus.apply_topics(spare.kafka, [made])
+        async with bus.admin(spare.kafka) as client:
+            asked = OffsetRequest(-1, 0, [(made.name, [(number, -1) for number in range(made.partitions)])])
+            ((_name, partitions),) = (await client._send_request(asked)).topics
+            return [code for _number, code, *_ in partitions]
+
+    assert asyncio.run(play()) == [0] * made.partitions
 
 
 def test_a_version_number_is_taken_once(kafka: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from sinks import migrations
 from sinks.rows import NOT_STORED, STORED, TABLES
 from tests.conftest import Stack, wait_until
 from tests.factories import a_child, a_step
+from tests.forms import as_read, by_turns
+from tests.kill.sinks.play import a_burst, check_stored
 from tests.pool import Located, Pool, every_event, of_run, write
 from tests.workers import Worker, workers
 
@@ -162,6 +165,98 @@ def test_how_steps_became_samples_is_stored(full: Pool) -> None:
     assert (merging["links"], merging["mask_reasons"]) == ({"exact": 2, "root": 2}, {"guided": 4})
     assert (merging["holes"], merging["step_tokens"]) == (1, 30)
     assert merging["compression"] == 30 / merging["sample_tokens"]
+
+
+def test_what_older_and_newer_versions_wrote_between_is_stored_as_it_is_read(stack: Stack, full: Pool) -> None:
+    """Records of three versions by turns become the rows of the same facts as today's version writes them."""
+    turns, again = by_turns(), by_turns()
+    for run, form in (("mixed", turns), ("plain", lambda record: as_read(again(record)))):
+        asyncio.run(bus.ensure_topic(stack.kafka, topics.batch_topic_spec(run)))
+        write(stack.kafka, every_event(run, run), form=form)
+    wanted = _counts_of(full, "full")
+    wait_until(lambda: _counts_of(full, "mixed") == _counts_of(full, "plain") == wanted, what="all is stored")
+    for table in TABLES:
+        mixed, plain = _what_rows_say(full, table, "mixed", "plain")
+        assert mixed == plain, table
+    full.check_once()
+
+
+def _counts_of(pool: Pool, run: str) -> dict[str, int]:
+    each = [f"SELECT '{t}' AS name, count() AS many FROM {t} FINAL WHERE {of_run(t, run)}" for t in TABLES]
+    return {row["name"]: row["many"] for row in pool.rows(" UNION ALL ".join(each))}
+
+
+def _what_rows_say(pool: Pool, table: str, *runs: str) -> list[list[str]]:
+    """Each run's rows, but for its name and where their records lie."""
+    where = " OR ".join(f"({of_run(table, run)})" for run in runs)
+    rows = pool.rows(f"SELECT * FROM {table} FINAL WHERE {where}")
+    places = {"topic", "partition", "offset", "append_time"}
+    texts = [str({name: value for name, value in row.items() if name not in places}) for row in rows]
+    return [sorted(text.replace(run, "RUN") for text in texts if run in text) for run in runs]
+
+
+@pytest.mark.slow
+def test_the_schema_grows_while_a_sink_writes(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under load every statement runs again, as after a migration that broke off, and then a later version's migrations."""
+    pool = a_pool(stack, "sink_grows")
+    todays_files = migrations.load_migrations()
+    later = [*todays_files, *_a_later_versions(todays_files[-1].id)]
+    sink = a_sink(stack, tmp_path, pool.database, sinks_flush_rows=200)
+    written = 0
+    loaded = threading.Event()
+
+    def load() -> None:
+        nonlocal written
+        while not loaded.wait(0.2):
+            write(stack.kafka, a_burst("grows", written, 5))
+            written += 5
+
+    async def run_all_again() -> None:
+        async with await ClickHouse.connect(stack.clickhouse) as clickhouse:
+            for migration in todays_files:
+                for statement in migration.statements(pool.database):
+                    await clickhouse.command(statement)
+
+    with workers(sink):
+        writer = threading.Thread(target=load)
+        writer.start()
+        try:
+            pool.wait_for("SELECT count() > 0 FROM steps", 1)
+            asyncio.run(run_all_again())
+            begun = pool.scalar("SELECT count() FROM steps")
+            monkeypatch.setattr(migrations, "load_migrations", lambda: later)
+            assert len(asyncio.run(migrations.apply(stack.clickhouse, pool.database))) == 2
+            assert asyncio.run(migrations.apply(stack.clickhouse, pool.database)) == []
+            wait_until(lambda: pool.scalar("SELECT count() FROM steps") > begun, what="the sink stores more")
+        finally:
+            loaded.set()
+            writer.join()
+        check_stored(pool, "grows", written)
+        assert sink.end() == 0
+        sink.start()  # one that starts only now knows nothing of the later version's columns either
+        write(stack.kafka, a_burst("grows", written, 5))
+        check_stored(pool, "grows", written + 5)
+    of_the_run = "SELECT count() FROM steps_of_the_future WHERE weight = 1.5 AND run_id = 'grows'"
+    assert pool.scalar(of_the_run) == 24 * (written + 5)
+    pool.check_once()
+
+
+def _a_later_versions(newest: int) -> list[migrations.Migration]:
+    """Each kind of statement that a migration of this project has had."""
+    grown = """
+    ALTER TABLE ${database}.steps ADD COLUMN IF NOT EXISTS weight Float64 DEFAULT 1.5 COMMENT 'Of the future';
+    ALTER TABLE ${database}.steps MODIFY COLUMN depth Nullable(UInt32) COMMENT 'Told anew';
+    ALTER TABLE ${database}.rewards ADD INDEX IF NOT EXISTS future source TYPE bloom_filter GRANULARITY 1;
+    ALTER TABLE ${database}.rewards MATERIALIZE INDEX future;
+    """
+    made = """
+    CREATE TABLE IF NOT EXISTS ${database}.future (id String) ENGINE = ReplacingMergeTree ORDER BY id;
+    CREATE OR REPLACE VIEW ${database}.steps_of_the_future AS SELECT run_id, weight FROM ${database}.steps FINAL;
+    """
+    return [
+        migrations.Migration(newest + number, f"{newest + number:04d}_future.sql", text)
+        for number, text in ((1, grown), (2, made))
+    ]
 
 
 def test_a_topic_of_a_new_recipe_is_found(stack: Stack, full: Pool) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import subprocess
-import sys
 
 import pytest
 
@@ -12,16 +11,16 @@ from claw_r1.errors import UserError
 from sinks import migrations
 from sinks.migrations import LEDGER, load_migrations
 from sinks.rows import TABLES
+from tests import warm
 from tests.conftest import Stack
 from tests.pool import Pool
 
 pytestmark = pytest.mark.stack
 
 
-def claw(stack: Stack, *arguments: str, database: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+def claw(stack: Stack, *arguments: str, database: str, text: str = "") -> subprocess.CompletedProcess[str]:
     where = ["--clickhouse", stack.clickhouse, "--database", database]
-    command = [sys.executable, "-P", "-m", "claw_r1.cli.entry", *arguments, *where]
-    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=120, check=False)
+    return warm.claw(*arguments, *where, input=text)
 
 
 def test_migrate_applies_once_and_says_what_it_would_do(stack: Stack) -> None:
@@ -67,12 +66,12 @@ def test_sql_answers_in_the_format_asked_for(stack: Stack) -> None:
     ],
 )
 def test_sql_errors_name_the_next_step(stack: Stack, arguments: list[str], code: int, says: str) -> None:
-    command = [sys.executable, "-P", "-m", "claw_r1.cli.entry", "sql", *arguments]
+    command = ["sql", *arguments]
     if "--clickhouse" not in arguments:
         command += ["--clickhouse", stack.clickhouse]
     if "--database" not in arguments:
         command += ["--database", "default"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = warm.claw(*command)
     assert (done.returncode, done.stdout) == (code, "")
     assert says in done.stderr
     assert "Traceback" not in done.stderr

@@ -2,48 +2,67 @@
 
 import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from claw_r1 import bus, registry, topics
-from claw_r1.codec import unpack_ids, unpack_mask
+from claw_r1.codec import Record, encode, unpack_ids, unpack_mask
 from claw_r1.events import GroupFact
 from claw_r1.local.stack import running_stack
 from tests.conftest import wait_until
 from tests.factories import a_group, a_recipe, a_reward, a_step
-from tests.log import Emitted, read, read_emitted, send, wait_for_groups
+from tests.forms import by_turns, newer, older, todays
+from tests.log import Emitted, forget_all, read, read_emitted, send, wait_for_groups
 from tests.workers import Worker, workers
 
 pytestmark = pytest.mark.stack
 
 
-@pytest.fixture
-def kafka(tmp_path: Path) -> Iterator[str]:
-    """A broker of the test's own, since stream workers own whole topics."""
-    with running_stack(tmp_path / "stack", processes=("kafka",)) as stack:
-        asyncio.run(bus.apply_topics(stack.kafka, topics.all_topics()))
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running_stack(tmp_path_factory.mktemp("stack"), processes=("kafka",)) as stack:
         yield stack.kafka
+
+
+@pytest.fixture
+def kafka(broker: str) -> str:
+    """The broker as if it were new; each test's first worker has the name of the one before, and takes its place."""
+    forget_all(broker)
+    asyncio.run(bus.apply_topics(broker, topics.all_topics()))
+    return broker
 
 
 def a_worker(kafka: str, tmp_path: Path, name: str = "w0") -> Worker:
     return Worker("streams", tmp_path / f"{name}.log", kafka=kafka, streams_port=0, streams_worker=name)
 
 
-def test_a_group_becomes_ready_with_the_tokens_that_were_sampled(kafka: str, tmp_path: Path) -> None:
+def test_a_group_becomes_ready_with_the_tokens_that_were_sampled(
+    kafka: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever version of a gateway or of a command wrote its facts and its recipe."""
+    versions: dict[str, Callable[[Record], Record]]
+    versions = {"today": todays, "old": older, "new": newer, "mixed": by_turns()}
+
     async def play() -> Emitted:
-        await registry.apply_recipe(kafka, a_recipe(), deadline=60)
-        await send(kafka, a_group(rewards=(1.0, 0.0), steps=2))
-        await wait_for_groups(kafka, "test", 1)
+        for wrote in (older, newer):
+            monkeypatch.setattr(registry, "encode", lambda fact, wrote=wrote, **more: wrote(encode(fact, **more)))
+            await registry.apply_recipe(kafka, a_recipe(), deadline=60)
+        for prompt, form in versions.items():
+            await send(kafka, a_group(rewards=(1.0, 0.0), steps=2, prompt_uid=prompt), form=form)
+        await wait_for_groups(kafka, "test", len(versions))
         return await read_emitted(kafka, "test")
 
     with workers(a_worker(kafka, tmp_path)):
         emitted = asyncio.run(play())
     emitted.check_once()
-    (ready,) = emitted.ready
-    assert [m.reward for m in ready.members] == [1.0, 0.0]
-    assert (ready.reward_mean, ready.reward_std) == (0.5, 0.5)
+    assert {ready.group_id for ready in emitted.ready} == versions.keys()
+    assert {ready.recipe_version for ready in emitted.ready} == {2}
+    for ready in emitted.ready:
+        assert [m.reward for m in ready.members] == [1.0, 0.0]
+        assert (ready.reward_mean, ready.reward_std) == (0.5, 0.5)
+    assert len(emitted.samples) == 2 * len(versions)
     for sample in emitted.samples:
         assert unpack_ids(sample.token_ids).tolist() == [1, 2, 3, 10, 11, 21, 22, 11, 12]
         assert unpack_mask(sample.loss_mask).tolist() == [0, 0, 0, 1, 1, 0, 0, 1, 1]
@@ -68,38 +87,6 @@ def test_a_late_reward_gets_an_outcome_and_blocks_nothing(kafka: str, tmp_path: 
     assert [(o.group_id, o.reason) for o in late] == [("p1", "reward")]
 
 
-def test_a_second_worker_that_joins_before_the_first_commit_loses_nothing(kafka: str, tmp_path: Path) -> None:
-    """Faust's own seek skips records when the committed offset is 0 or absent; an open group in each partition keeps it so."""
-    groups = [f"g{n}" for n in range(240)]
-
-    async def play(second: Worker) -> Emitted:
-        await registry.apply_recipe(kafka, a_recipe(group={"size": 2, "idle": "10m"}), deadline=60)
-        for partition in range(4):
-            await send(kafka, [a_step(prompt_uid=f"open-{partition}")], partition=partition)
-        third = len(groups) // 3
-        await send(kafka, _facts(groups[:third]))
-        await wait_for_groups(kafka, "test", third)
-        joining = asyncio.create_task(asyncio.to_thread(second.start))
-        await send(kafka, _facts(groups[third : 2 * third]))
-        await joining
-        await wait_for_groups(kafka, "test", 2 * third)
-        await send(kafka, _facts(groups[2 * third :]))
-        await wait_for_groups(kafka, "test", len(groups))
-        return await read_emitted(kafka, "test")
-
-    first, second = a_worker(kafka, tmp_path, "w0"), a_worker(kafka, tmp_path, "w1")
-    try:
-        with workers(first):
-            emitted = asyncio.run(play(second))
-            assert first.alive
-            assert second.alive
-    finally:
-        second.kill()
-    emitted.check_once()
-    assert {r.group_id for r in emitted.ready} == set(groups)
-    assert [o for o in emitted.outcomes if o.outcome == "late"] == []
-
-
 def test_a_killed_worker_goes_on_where_it_stood(kafka: str, tmp_path: Path) -> None:
     groups = [f"g{n}" for n in range(120)]
     worker = a_worker(kafka, tmp_path)
@@ -120,36 +107,6 @@ def test_a_killed_worker_goes_on_where_it_stood(kafka: str, tmp_path: Path) -> N
     emitted.check_once()
     assert {r.group_id for r in emitted.ready} == set(groups)
     assert [o for o in emitted.outcomes if o.outcome == "late"] == []
-
-
-def test_a_worker_that_was_paused_past_its_session_is_fenced(kafka: str, tmp_path: Path) -> None:
-    """A zombie that wakes up after its partitions moved must not write a second marker."""
-    groups = [f"g{n}" for n in range(60)]
-    session = {"kafka": kafka, "streams_port": 0, "streams_session_timeout": "6s"}
-    first = Worker("streams", tmp_path / "w0.log", streams_worker="w0", **session)
-    second = Worker("streams", tmp_path / "w1.log", streams_worker="w1", **session)
-
-    async def play() -> Emitted:
-        await registry.apply_recipe(kafka, a_recipe(), deadline=60)
-        facts = _facts(groups)
-        half = len(facts) // 2
-        await send(kafka, facts[:half])
-        first.signal(signal.SIGSTOP)
-        await send(kafka, facts[half:])
-        await asyncio.to_thread(second.start)
-        await wait_for_groups(kafka, "test", len(groups))
-        first.signal(signal.SIGCONT)
-        await send(kafka, _facts(["after"]))
-        await wait_for_groups(kafka, "test", len(groups) + 1)
-        return await read_emitted(kafka, "test")
-
-    try:
-        with workers(first):
-            emitted = asyncio.run(play())
-    finally:
-        second.kill()
-    emitted.check_once()
-    assert {r.group_id for r in emitted.ready} == {*groups, "after"}
 
 
 def test_an_undecodable_record_is_dead_lettered_and_its_group_discarded(kafka: str, tmp_path: Path) -> None:
@@ -223,3 +180,68 @@ def test_the_first_group_of_a_new_recipe_is_not_held_up_by_the_topics_that_came_
 
 async def _announced(kafka: str) -> int:
     return len(await read(kafka, topics.TRAJECTORIES))
+
+
+# With a second worker, and so at the end: where it ended, another test's first would wait for the end of its session.
+
+
+def test_a_second_worker_that_joins_before_the_first_commit_loses_nothing(kafka: str, tmp_path: Path) -> None:
+    """Faust's own seek skips records when the committed offset is 0 or absent; an open group in each partition keeps it so."""
+    groups = [f"g{n}" for n in range(240)]
+
+    async def play(second: Worker) -> Emitted:
+        await registry.apply_recipe(kafka, a_recipe(group={"size": 2, "idle": "10m"}), deadline=60)
+        for partition in range(4):
+            await send(kafka, [a_step(prompt_uid=f"open-{partition}")], partition=partition)
+        third = len(groups) // 3
+        await send(kafka, _facts(groups[:third]))
+        await wait_for_groups(kafka, "test", third)
+        joining = asyncio.create_task(asyncio.to_thread(second.start))
+        await send(kafka, _facts(groups[third : 2 * third]))
+        await joining
+        await wait_for_groups(kafka, "test", 2 * third)
+        await send(kafka, _facts(groups[2 * third :]))
+        await wait_for_groups(kafka, "test", len(groups))
+        return await read_emitted(kafka, "test")
+
+    first, second = a_worker(kafka, tmp_path, "w0"), a_worker(kafka, tmp_path, "w1")
+    try:
+        with workers(first):
+            emitted = asyncio.run(play(second))
+            assert first.alive
+            assert second.alive
+    finally:
+        second.kill()
+    emitted.check_once()
+    assert {r.group_id for r in emitted.ready} == set(groups)
+    assert [o for o in emitted.outcomes if o.outcome == "late"] == []
+
+
+def test_a_worker_that_was_paused_past_its_session_is_fenced(kafka: str, tmp_path: Path) -> None:
+    """A zombie that wakes up after its partitions moved must not write a second marker."""
+    groups = [f"g{n}" for n in range(60)]
+    session = {"kafka": kafka, "streams_port": 0, "streams_session_timeout": "6s"}
+    first = Worker("streams", tmp_path / "w0.log", streams_worker="w0", **session)
+    second = Worker("streams", tmp_path / "w1.log", streams_worker="w1", **session)
+
+    async def play() -> Emitted:
+        await registry.apply_recipe(kafka, a_recipe(), deadline=60)
+        facts = _facts(groups)
+        half = len(facts) // 2
+        await send(kafka, facts[:half])
+        first.signal(signal.SIGSTOP)
+        await send(kafka, facts[half:])
+        await asyncio.to_thread(second.start)
+        await wait_for_groups(kafka, "test", len(groups))
+        first.signal(signal.SIGCONT)
+        await send(kafka, _facts(["after"]))
+        await wait_for_groups(kafka, "test", len(groups) + 1)
+        return await read_emitted(kafka, "test")
+
+    try:
+        with workers(first):
+            emitted = asyncio.run(play())
+    finally:
+        second.kill()
+    emitted.check_once()
+    assert {r.group_id for r in emitted.ready} == {*groups, "after"}

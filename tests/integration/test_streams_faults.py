@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,13 +9,13 @@ import pytest
 
 from claw_r1 import bus, registry, topics
 from claw_r1.local.ports import find_port
-from claw_r1.local.stack import RunningStack, running_stack
+from claw_r1.local.stack import RunningStack
 from claw_r1.settings import StreamsSettings
 from streams import app, outbox, partition
 from streams.partition import LogTruncated, PartitionWorker
 from tests.conftest import wait_until
 from tests.factories import a_group, a_recipe, a_step
-from tests.log import read_emitted, send, wait_for_groups
+from tests.log import forget_all, read_emitted, send, wait_for_groups
 from tests.unit.streams.partition_log import set_recipe
 from tests.workers import Worker, workers
 
@@ -24,10 +23,10 @@ pytestmark = pytest.mark.stack
 
 
 @pytest.fixture
-def stack(tmp_path: Path) -> Iterator[RunningStack]:
-    """A broker of the test's own, without topics."""
-    with running_stack(tmp_path / "stack", processes=("kafka",)) as running:
-        yield running
+def stack(spare: RunningStack) -> RunningStack:
+    """A broker as if it were new, without topics."""
+    forget_all(spare.kafka)
+    return spare
 
 
 def a_worker(kafka: str, tmp_path: Path) -> Worker:

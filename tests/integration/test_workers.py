@@ -11,6 +11,7 @@ import pytest
 from aiokafka import TopicPartition
 
 from claw_r1 import bus, topics
+from claw_r1.clickhouse import ClickHouse
 from claw_r1.codec import unpack_floats
 from claw_r1.events import Annotation, Reward, Trajectory
 from claw_r1.local.ports import find_port
@@ -95,6 +96,23 @@ def test_functions_of_every_kind_score_what_ended(kafka: str, tmp_path: Path) ->
     assert counted['claw_workers_facts_total{source="parts"}'] == 2
     assert counted["claw_workers_in_flight"] == 0
     assert committed(kafka, run) == ends(kafka)
+
+
+def test_a_purged_run_is_scored_no_more(stack: Stack, kafka: str, database: str, tmp_path: Path) -> None:
+    async def forget() -> None:
+        async with await ClickHouse.connect(stack.clickhouse, database) as pool:
+            await pool.command("INSERT INTO purges (fact_id, run_id) VALUES ('p', 'forgotten')")
+
+    asyncio.run(forget())
+    pool = {"clickhouse": stack.clickhouse, "database": database}
+    worker = a_worker(kafka, tmp_path / "log", "forgotten,kept", "length", pool=pool, port=(port := find_port()))
+    announce(kafka, a_finished(1, run_id="forgotten"), a_finished(2, run_id="kept"))
+    with workers(worker):
+        wait_for_rewards(kafka, "kept", 1, worker)
+        wait_until(lambda: backlog(port) == 0, what="nothing is left to do")
+        assert metrics_of(port)['claw_workers_dropped_total{reason="run_purged"}'] == 1
+        assert worker.end() == 0
+    assert rewards_of(kafka, "forgotten") == []
 
 
 def metrics_of(port: int) -> dict[str, float]:

@@ -18,8 +18,8 @@ from tests.log import read, read_emitted
 from tests.pool import Pool
 
 VICTIMS = ("engine", "sinks", "gateway", "trainer", "clickhouse", "streams", "kafka")
-BETWEEN = 150  # acknowledged calls between two kills
-BATCHES = 7
+BETWEEN = 100  # acknowledged calls between two kills
+BATCHES = 5
 
 
 def kill_all(demo: Demo) -> None:

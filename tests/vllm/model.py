@@ -1,5 +1,6 @@
-"""A tiny Qwen2 with random weights and a tokenizer of its own: `python model.py DIR [--thinks]`, by the Python of vLLM's
-environment; one that thinks says `</think>` every few tokens, and never `<think>`.
+"""A tiny Qwen2 with random weights and a tokenizer of its own: `python model.py DIR [--thinks | --ends]`, by the Python of
+vLLM's or the trainers' environment; one that thinks says `</think>` every few tokens, and never `<think>`; one that ends has
+ended its answer after a few.
 
 Invariants: nothing is fetched; the bytes are the same on every machine (fixed corpus, fixed seed); the weights are noise,
 sharp enough that sampled tokens vary and greedy ones do not hang on rounding.
@@ -149,7 +150,8 @@ def main() -> None:
     }
     (out / "config.json").write_text(json.dumps(config), "utf-8")
     thinking = {tokenizer.token_to_id("</think>"): 2.5, tokenizer.token_to_id("<think>"): 0.0}
-    write_weights(out, vocabulary, thinking if "--thinks" in sys.argv else {})
+    scales = thinking if "--thinks" in sys.argv else {end: 2.5} if "--ends" in sys.argv else {}
+    write_weights(out, vocabulary, scales)
 
 
 main()

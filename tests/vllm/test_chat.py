@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI
 
+from claw_r1.checks.engine import check_engine
 from claw_r1.codec import unpack_floats, unpack_ids
 from tests.conftest import Stack
 from tests.vllm.exchange import CAPTURE, REAL_ENGINE, Bench, context, with_bench
@@ -227,3 +228,11 @@ def test_models_are_the_engines(stack: Stack, vllm: str) -> None:
             assert [model["id"] for model in (await response.json())["data"]] == ["tiny"]
 
     with_bench(stack, vllm, body)
+
+
+def test_the_doctor_sees_what_it_can_of_the_engine(vllm: str) -> None:
+    """Its raw log-probs say nothing of the sampling in effect, and it renders for nobody without --enable-scale-out."""
+    tokens, mode, defaults = asyncio.run(check_engine(vllm, "", None))
+    assert (tokens.state, mode.state, defaults.state) == ("ok", "ok", "skipped")
+    assert mode.says.startswith("its log-probs are raw")
+    assert "--generation-config vllm" in defaults.remedy

@@ -39,7 +39,8 @@ def arrange(batch: TrainingBatch, *, pad_token_id: int, length: int | None = Non
     - float32 [n]: `rewards`. int64 [n]: `total_length`, tokens; `response_length`, from the first to the last trained one.
 
     `truncated` and `scores` are not there, since a batch does not say them; `prompts` names the groups, since it has no texts.
-    Raises UserError for a row longer than `length`, and for pictures.
+    Raises UserError for a row longer than `length`, and for pictures; NoColumn where some rows only have `ref_log_probs` or
+    `values`.
     """
     refuse_media(batch, "to_openrlhf")
     longest = fit(batch.lengths.tolist(), length, "length", batch)
@@ -54,8 +55,8 @@ def arrange(batch: TrainingBatch, *, pad_token_id: int, length: int | None = Non
     if (advantages := advantages_of(batch)) is not None:
         actions["advantages"] = (advantages, np.float32)
     for theirs, ours in (("base_action_log_probs", "ref_log_probs"), ("values", "values")):
-        if ours in batch.annotations:
-            actions[theirs] = (batch.annotations[ours], np.float32)
+        if (column := batch.annotation_if_any(ours)) is not None:
+            actions[theirs] = (column, np.float32)
     trained = [np.flatnonzero(mask) for mask in batch.rows(batch.loss_mask)]
     return {
         "sequences": tokens(batch.token_ids, pad_token_id, np.int64),

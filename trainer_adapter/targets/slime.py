@@ -2,11 +2,15 @@
 
 from typing import Any
 
+import numpy as np
+
+from claw_r1.blobs import Blobs
 from trainer_adapter.batch import TrainingBatch
+from trainer_adapter.media import read_experts
 from trainer_adapter.targets.layout import refuse_media, split_points
 
 
-def to_slime(batch: TrainingBatch) -> dict[str, list[Any]]:
+def to_slime(batch: TrainingBatch, *, blobs: Blobs | str | None = None) -> dict[str, list[Any]]:
     """Lists with an entry for each of n rows, plain Python; no package is needed.
 
     - `tokens`: lists of int, prompt and response; `response_lengths`: int, tokens behind the prompt, which is all before the
@@ -15,9 +19,11 @@ def to_slime(batch: TrainingBatch) -> dict[str, list[Any]]:
       the same, where every row has them. One for each response token.
     - `rewards`: float, the trajectory's advantage where the algorithm has one (slime's rewards are normalised ones), else its
       reward; `raw_reward`: float, its reward.
+    - `rollout_routed_experts`: int32 [tokens - 1, layers, experts a token], where `blobs` is the store that has them.
     - `sample_indices`: int, the row; `rollout_ids`: int, the trajectory, which its rows share.
 
-    `truncated` is not there, since a batch does not say it. Raises UserError for pictures.
+    `truncated` is not there, since a batch does not say it. Raises UserError for pictures, and for experts that are not
+    there; NoColumn where some rows only have `teacher_log_probs`.
     """
     refuse_media(batch, "to_slime")
     ends = split_points(batch)
@@ -36,6 +42,8 @@ def to_slime(batch: TrainingBatch) -> dict[str, list[Any]]:
         "loss_masks": responses(batch.loss_mask),
         "rollout_log_probs": responses(batch.rollout_log_probs),
     }
-    if "teacher_log_probs" in batch.annotations:
-        data["teacher_log_probs"] = responses(batch.teacher_log_probs)
+    if (teacher := batch.annotation_if_any("teacher_log_probs")) is not None:
+        data["teacher_log_probs"] = responses(teacher)
+    if (experts := read_experts(batch, blobs)) is not None:
+        data["rollout_routed_experts"] = [array.astype(np.int32) for array in experts]
     return data

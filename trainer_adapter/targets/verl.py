@@ -1,12 +1,14 @@
-"""verl's `DataProto`: what its agent loop hands to the PPO and GRPO trainers; checked with verl 0.9.1."""
+"""verl's `DataProto`: what its padded trainers of PPO and GRPO take; checked with verl 0.9.1."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from claw_r1.blobs import Blobs
 from claw_r1.errors import UserError
 from trainer_adapter.batch import TrainingBatch
+from trainer_adapter.media import read_experts
 from trainer_adapter.targets.layout import (
     Array,
     advantages_of,
@@ -28,6 +30,7 @@ def to_verl(
     prompt_length: int | None = None,
     response_length: int | None = None,
     multi_modal_inputs: Sequence[Mapping[str, Any]] | None = None,
+    blobs: Blobs | str | None = None,
 ) -> dict[str, Any]:
     """The arguments of `DataProto.from_dict`: `DataProto.from_dict(**batch.to_verl(pad_token_id=0))`; see `arrange`."""
     torch = need("torch", "to_verl")
@@ -37,6 +40,7 @@ def to_verl(
         prompt_length=prompt_length,
         response_length=response_length,
         multi_modal_inputs=multi_modal_inputs,
+        experts=read_experts(batch, blobs),
     )
     return arranged | {"tensors": to_tensors(arranged["tensors"], torch)}
 
@@ -48,6 +52,7 @@ def arrange(
     prompt_length: int | None = None,
     response_length: int | None = None,
     multi_modal_inputs: Sequence[Mapping[str, Any]] | None = None,
+    experts: Sequence[Array] | None = None,
 ) -> dict[str, Any]:
     """`tensors`, `non_tensors` and `meta_info` of n rows, with P prompt and R response places (`prompt_length`,
     `response_length`, or the longest).
@@ -58,6 +63,8 @@ def arrange(
       `attention_mask` and `position_ids` [n, P + R]; `response_mask` [n, R], 1 on trained tokens.
     - float32 [n, R]: `rollout_log_probs`, 0.0 where the mask is 0; `rm_scores`, the batch's `token_rewards`; `advantages`,
       where the algorithm has them.
+    - int16 [n, P + R, layers, experts a token]: `routed_experts`, where `experts` has them by row (`media.read_experts`); 0 on
+      padding and on a row's last token, which nothing read.
 
     `non_tensors`, each [n]: `uid` (the group; `_` is written `~`, since verl cuts names at `_`), `data_source` (the recipe),
     `__num_turns__` int32, `multi_modal_inputs`, `min_global_steps` and `max_global_steps` (versions of the trained tokens; None
@@ -67,10 +74,7 @@ def arrange(
     `multi_modal_inputs`: by row what the model's processor makes of the row's pictures. Raises UserError for a row that does
     not fit, and for pictures without these.
     """
-    if multi_modal_inputs is None:
-        refuse_media(batch, "to_verl without multi_modal_inputs")
-    elif len(multi_modal_inputs) != len(batch):
-        raise UserError(f"multi_modal_inputs has {len(multi_modal_inputs)} entries, and the batch {len(batch)} rows")
+    media = list_media(batch, multi_modal_inputs, "to_verl", "multi_modal_inputs")
     ends = split_points(batch)
     p = fit(ends.tolist(), prompt_length, "prompt_length", batch)
     r = fit((batch.lengths - ends).tolist(), response_length, "response_length", batch)
@@ -95,10 +99,11 @@ def arrange(
     tensors["position_ids"] = np.maximum(np.cumsum(tensors["attention_mask"], axis=1) - 1, 0)
     if (advantages := advantages_of(batch)) is not None:
         tensors["advantages"] = responses(advantages, 0, np.float32)
+    if experts:
+        tensors["routed_experts"] = _place_experts(experts, p - ends, p + r)
     versions = version_ranges(batch)
-    media = [{} for _ in range(len(batch))] if multi_modal_inputs is None else multi_modal_inputs
     non_tensors = {
-        "uid": _objects([name.replace("_", "~") for name in name_groups(batch)]),
+        "uid": _objects(name_uids(batch)),
         "data_source": _objects([batch.recipe] * len(batch)),
         "__num_turns__": np.array([2 * len(spans) for spans in batch.spans], np.int32),
         "multi_modal_inputs": _objects(media),
@@ -107,6 +112,30 @@ def arrange(
         "extra_info": _objects([_describe(batch, row) for row in range(len(batch))]),
     }
     return {"tensors": tensors, "non_tensors": non_tensors, "meta_info": {"reward_extra_keys": []}}
+
+
+def name_uids(batch: TrainingBatch) -> list[str]:
+    """[n]: the group of each row without `_`, at which verl cuts names."""
+    return [name.replace("_", "~") for name in name_groups(batch)]
+
+
+def list_media(
+    batch: TrainingBatch, given: Sequence[Mapping[str, Any]] | None, method: str, argument: str
+) -> Sequence[Mapping[str, Any]]:
+    """[n]: what is `given` of each row, else {}. Raises UserError for pictures without it, and for another number of rows."""
+    if given is None:
+        refuse_media(batch, f"{method} without {argument}")
+        return [{} for _ in range(len(batch))]
+    if len(given) != len(batch):
+        raise UserError(f"{argument} has {len(given)} entries, and the batch {len(batch)} rows")
+    return given
+
+
+def _place_experts(experts: Sequence[Array], firsts: Array, length: int) -> Array:
+    out = np.zeros((len(experts), length, *experts[0].shape[1:]), np.int16)
+    for row, first, known in zip(out, firsts.tolist(), experts, strict=True):
+        row[first : first + len(known)] = known
+    return out
 
 
 def _describe(batch: TrainingBatch, row: int) -> dict[str, Any]:

@@ -13,9 +13,12 @@ from tests.pool import write
 from tests.workers import Worker, workers
 
 pytestmark = [pytest.mark.stack, pytest.mark.kill]
+LONG = pytest.mark.slow
 
 
-@pytest.mark.parametrize("point", ["promised", "inserted", "inserted all", "stored"])
+@pytest.mark.parametrize(
+    "point", ["promised", "inserted", pytest.param("inserted all", marks=LONG), pytest.param("stored", marks=LONG)]
+)
 def test_a_sink_killed_in_a_flush_is_repeated_exactly(
     backends: RunningStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
@@ -79,6 +82,7 @@ def test_the_engine_killed_under_the_sink_loses_nothing(backends: RunningStack, 
         assert sink.end() == 0
 
 
+@LONG
 def test_the_broker_killed_under_the_sink_loses_nothing(backends: RunningStack, tmp_path: Path) -> None:
     run = "broker"
     pool = a_pool(backends, run)

@@ -1,138 +1,170 @@
-"""A trainer is killed between every two operations; the batches that had an effect are those of an undisturbed run."""
+"""A trainer is struck between every two operations; the batches that had an effect are those of an undisturbed run.
+
+A trainer is in no consumer group, so nothing of its own is ever rebalanced. What stands for it is tested instead: the broker
+that leads its topics restarts in the middle of a transaction, and another trainer takes the recipe over.
+"""
 
 import asyncio
-import json
+import random
 import signal
-import subprocess
-import sys
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from claw_r1.events import BatchCut, BatchTrained, Decision
-from claw_r1.ids import derived_id
-from claw_r1.local.broker import broker_answers, prepare_broker
-from claw_r1.local.ports import find_port
+from claw_r1.local.stack import RunningStack, is_frozen
 from tests.conftest import Stack, wait_until
-from tests.integration.adapter_stand import AdapterStand, an_adapter_stand
-from trainer_adapter import AsyncBatchStream, NoBatchYet
+from tests.kill.form import LONG, SEED, show
+from tests.kill.trainer.play import Trainers, effective, two_recipes
+from tests.kill.trainer.program import OPERATIONS
+from tests.warm import Started
 
 pytestmark = [pytest.mark.stack, pytest.mark.kill]
 
-POINTS = ("cutting", "cut", "trained", "committing", "committed", "checkpointed")
+BATCHES = len(OPERATIONS)
+KILLED = -signal.SIGKILL
+BROKER_OPERATIONS = [operation for operation in OPERATIONS if not operation.startswith("checkpoint")]
+STRIKES = ("kill", "broker", "takeover")
+ROUNDS = 60 if LONG else 9
 
 
-def run_trainer(stand: AdapterStand, checkpoint: Path, batches: int, point: str = "never", at: int = 0) -> int:
-    """The exit status of a trainer that goes on from its checkpoint to `batches`."""
-    program = Path(__file__).with_name("program.py")
-    arguments = [stand.kafka, stand.recipe.name, str(checkpoint), str(batches), point, str(at)]
-    done = subprocess.run([sys.executable, str(program), *arguments], timeout=120, capture_output=True, text=True)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode
+@pytest.fixture
+def broker(spare: RunningStack) -> RunningStack:
+    """A broker that may be killed."""
+    return spare
 
 
-def test_a_killed_trainer_trains_what_an_undisturbed_one_does(stack: Stack, tmp_path: Path) -> None:
-    batches = len(POINTS)
-    rules: dict[str, Any] = {"batch": {"groups": 2}, "group": {"size": 2, "min_size": 1}}
-
+@pytest.mark.parametrize("keeps_cursor", [True, False], ids=["cursor", "no_cursor"])
+def test_a_trainer_killed_between_two_operations_trains_what_an_undisturbed_one_does(
+    stack: Stack, tmp_path: Path, keeps_cursor: bool
+) -> None:
     async def body() -> None:
-        async with (
-            an_adapter_stand(stack.kafka, **rules) as quiet,
-            an_adapter_stand(stack.kafka, **rules) as killed,
-        ):
-            groups = [quiet.group(number, mask=(0, 0, 0, 1) if number % 3 else (0,) * 4) for number in range(24)]
-            await quiet.publish(*groups)
-            for group in groups:
-                await killed.publish(group)
-            for stand in (quiet, killed):
-                for said in some_decisions(quiet.recipe.run_id):
-                    await stand.send(stand.topic, said, f"{said.run_id}/{said.prompt_uid}")
-            assert await asyncio.to_thread(run_trainer, quiet, tmp_path / "quiet", batches) == 0
-            for at, point in enumerate(POINTS, start=1):
-                status = await asyncio.to_thread(run_trainer, killed, tmp_path / "killed", batches, point, at)
-                assert status == -signal.SIGKILL, point
-            await asyncio.to_thread(run_trainer, killed, tmp_path / "killed", batches)
-            assert json.loads((tmp_path / "killed").read_text()) == json.loads((tmp_path / "quiet").read_text())
-            assert cuts_of(await killed.history()) == cuts_of(await quiet.history())
-            assert "g4" in [name for _, _, _, excluded in cuts_of(await killed.history()) for name in excluded]
-            commits = [event for event in await killed.history() if isinstance(event, BatchTrained)]
-            versions = [commit.policy_version for commit in commits]
-            assert versions == sorted(set(versions))
-            # Only the commit before the lost checkpoint came again.
-            assert [commit.sequence for commit in commits] == [1, 2, 3, 4, 5, 5, 6]
-            assert [policy.version for policy in await killed.policies()][-1] == versions[-1]
+        async with two_recipes(stack.kafka, tmp_path, BATCHES) as (quiet, struck):
+            struck.keeps_cursor = keeps_cursor
+            undisturbed = asyncio.create_task(quiet.run())
+            for at, operation in enumerate(OPERATIONS, start=1):
+                await struck.run(KILLED, point=operation, at=at)
+            await struck.run()
+            await undisturbed
+            # An operation that this test does not strike before is one that it does not know.
+            assert quiet.operations() == [*OPERATIONS] * BATCHES
+            await check_same(quiet, struck)
+            commits = await struck.commits()
+            again = [sequence for sequence, n in Counter(sequence for sequence, _, _ in commits).items() if n > 1]
+            lost = [number for number, operation in enumerate(OPERATIONS, start=1) if "checkpoint" in operation]
+            assert again == (lost if keeps_cursor else [])  # trained, committed, and not in a checkpoint
+            if not keeps_cursor:
+                assert commits == await quiet.commits()  # the versions too
 
     asyncio.run(body())
 
 
-def some_decisions(run: str) -> list[Decision]:
-    said: list[dict[str, Any]] = [
-        {"action": "veto", "prompt_uid": "g4"},
-        {"action": "veto", "prompt_uid": "g7", "trajectory_uid": "g7-t0"},
-        {"action": "override_reward", "prompt_uid": "g10", "trajectory_uid": "g10-t1", "value": 2.5},
-    ]
-    head = {"run_id": run, "at": 1.0, "author": "ada"}
-    return [Decision.model_validate(head | {"fact_id": derived_id(str(about))} | about) for about in said]
-
-
-def cuts_of(history: list[BatchCut | BatchTrained]) -> list[tuple[int, str, list[str], list[str]]]:
-    """What each cut holds, in log order."""
-    return [
-        (event.sequence, event.digest, [m.group_id for m in event.members], [e.group_id for e in event.excluded])
-        for event in history
-        if isinstance(event, BatchCut)
-    ]
-
-
-def refusals(caplog: pytest.LogCaptureFixture) -> int:
-    return sum("no Kafka broker answers" in getattr(record, "error", "") for record in caplog.records)
+async def check_same(quiet: Trainers, struck: Trainers) -> None:
+    """Every batch was cut once, and had its effect once, with the same bytes in the same order; versions rise."""
+    cuts = await struck.cuts()
+    assert cuts == await quiet.cuts()
+    assert "g4" in [name for _, _, _, excluded in cuts for name in excluded]
+    wanted, commits = await quiet.commits(), await struck.commits()
+    assert [sequence for sequence, _, _ in wanted] == [*range(1, quiet.batches + 1)]
+    assert [commit[:2] for commit in effective(commits)] == [commit[:2] for commit in wanted]
+    versions = [version for _, _, version in commits]
+    assert versions == sorted(set(versions))
+    assert (await struck.stand.policies())[-1].version == versions[-1]
+    if struck.keeps_cursor:
+        assert struck.checkpoint.read_text() == quiet.checkpoint.read_text()
 
 
 @pytest.mark.slow
-def test_a_trainer_outlives_its_broker(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    port, controller = find_port(), find_port()
-
-    def start() -> subprocess.Popen[bytes]:
-        with (tmp_path / "kafka.log").open("ab") as log:
-            process = subprocess.Popen(prepare_broker(tmp_path / "kafka", port, controller), stdout=log, stderr=log)
-        wait_until(lambda: broker_answers(f"127.0.0.1:{port}"), what="the broker answers")
-        return process
-
+@pytest.mark.parametrize("operation", ["cut: end", "commit: end"])
+def test_a_broker_that_restarts_in_a_transaction_changes_nothing(
+    broker: RunningStack, tmp_path: Path, operation: str
+) -> None:
     async def body() -> None:
-        broker = await asyncio.to_thread(start)
-        try:
-            async with (
-                an_adapter_stand(f"127.0.0.1:{port}") as stand,
-                AsyncBatchStream(stand.recipe.name, kafka=stand.kafka, deadline=30) as stream,
-            ):
-                await stand.publish(stand.group(1), stand.group(2))
-                batch = await stream.next(30)
-                broker.kill()
-                broker.wait()
-                # Away for so long that clients give up and new ones find nobody.
-                stream._ledger._deadline = 1.0
-                committing = asyncio.create_task(batch.commit(policy_version=1))
-                await asyncio.to_thread(wait_until, lambda: refusals(caplog) >= 3, what="new clients were refused")
-                stream._ledger._deadline = 30.0
-                broker = await asyncio.to_thread(start)
-                await committing
-                second = await stream.next(60)
-                broker.kill()
-                broker.wait()
-                with pytest.raises(NoBatchYet, match="the broker does not answer"):
-                    await stream.next(0.1)
-                coming = asyncio.create_task(stream.next(90))
-                broker = await asyncio.to_thread(start)
-                await second.commit(policy_version=2)
-                await stand.publish(stand.group(3))
-                third = await coming
-                await third.commit(policy_version=3)
-                history = await stand.history()
-                assert [group_ids for _, _, group_ids, _ in cuts_of(history)] == [["g1"], ["g2"], ["g3"]]
-                assert [e.sequence for e in history if isinstance(e, BatchTrained)] == [1, 2, 3]
-        finally:
-            broker.kill()
-            broker.wait()
+        async with two_recipes(broker.kafka, tmp_path, 3) as (quiet, struck):
+            await quiet.run()
+            await restart_broker(broker, struck, operation, 2)
+            await struck.run()
+            await check_same(quiet, struck)
+            assert await struck.commits() == await quiet.commits()
 
     asyncio.run(body())
+
+
+async def restart_broker(broker: RunningStack, struck: Trainers, operation: str, at: int) -> None:
+    """A trainer stands still before the operation while the broker is killed and comes again; then it goes on to the end."""
+    trainer = struck.begin(operation, at, "STOP")
+    try:
+        await stopped(trainer, struck)
+        pid = broker.kill("kafka")
+        await asyncio.to_thread(broker.wait_restarted, "kafka", pid)
+        trainer.send_signal(signal.SIGCONT)
+        await struck.end(trainer)
+    finally:
+        trainer.kill()
+
+
+async def stopped(trainer: Started, trainers: Trainers) -> None:
+    def still() -> bool:
+        assert trainer.poll() is None, trainers.logged()[-3_000:]
+        return is_frozen(trainer.pid)
+
+    await asyncio.to_thread(wait_until, still, what="the trainer stops itself")
+
+
+@pytest.mark.parametrize("operation", [pytest.param("cut: end", marks=pytest.mark.slow), "commit: send claw.cuts.v1"])
+def test_a_trainer_that_wakes_after_a_takeover_changes_nothing(stack: Stack, tmp_path: Path, operation: str) -> None:
+    async def body() -> None:
+        async with two_recipes(stack.kafka, tmp_path, 3) as (quiet, struck):
+            await quiet.run()
+            await take_over(struck, operation, 2)
+            await check_same(quiet, struck)
+            assert await struck.commits() == await quiet.commits()
+
+    asyncio.run(body())
+
+
+async def take_over(struck: Trainers, operation: str, at: int) -> None:
+    """A trainer stands still before the operation while another one does all the rest; then it wakes and is told."""
+    zombie = struck.begin(operation, at, "STOP")
+    try:
+        await stopped(zombie, struck)
+        await struck.run(holder="heir")
+        zombie.send_signal(signal.SIGCONT)
+        await struck.end(zombie, 1)
+        assert "Superseded" in struck.logged()
+    finally:
+        zombie.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500 if LONG else 300)
+def test_whatever_strikes_a_trainer_each_batch_has_its_effect_once(broker: RunningStack, tmp_path: Path) -> None:
+    show()
+    draw = random.Random(SEED)
+    struck_by: Counter[str] = Counter()
+
+    async def body() -> None:
+        async with two_recipes(broker.kafka, tmp_path, 2 * ROUNDS) as (quiet, struck):
+            await quiet.run()
+            whole = struck.batches
+            for number in range(1, ROUNDS + 1):
+                struck.keeps_cursor = draw.random() < 0.7
+                strike = STRIKES[number % 3] if number <= 3 else draw.choice(STRIKES)
+                # Who wakes in its checkpoint of the last batch has nothing more to ask of the broker.
+                operation = draw.choice(OPERATIONS if strike != "takeover" else BROKER_OPERATIONS)
+                struck.batches = 2 * number
+                at = 2 * number - draw.randint(0, 1)
+                print(f"round {number}: {strike} before {operation} of batch {at}, cursor {struck.keeps_cursor}")
+                if strike == "kill":
+                    await struck.run(KILLED, point=operation, at=at)
+                elif strike == "broker":
+                    await restart_broker(broker, struck, operation, at)
+                else:
+                    await take_over(struck, operation, at)
+                struck_by[strike] += 1
+            struck.batches, struck.keeps_cursor = whole, False  # checkpoints of a trainer without a cursor lack a batch
+            await struck.run()
+            await check_same(quiet, struck)
+
+    asyncio.run(body())
+    assert set(struck_by) == set(STRIKES)

@@ -16,7 +16,6 @@ from aiokafka import TopicPartition
 from claw_r1 import bus, topics
 from claw_r1.codec import decode
 from claw_r1.events import Reward, Trajectory
-from claw_r1.local.stack import running_stack
 from tests.conftest import Stack, wait_until
 from tests.factories import a_finished
 from tests.log import facts_of
@@ -98,7 +97,7 @@ def check_once(kafka: str, run: str, many: int) -> None:
 
 @pytest.mark.slow
 def test_the_broker_goes_away_and_a_worker_sleeps_past_its_session_and_nothing_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spare: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker is killed while calls are in flight; later one worker of two stands still until the other has its share."""
     run, many = "broker-away", 240
@@ -110,20 +109,20 @@ def test_the_broker_goes_away_and_a_worker_sleeps_past_its_session_and_nothing_i
     def called(number: int) -> None:
         wait_until(lambda: len(calls.read_text().split()) >= number, what=f"{number} calls")
 
-    with running_stack(tmp_path / "stack", processes=("kafka",)) as own:
-        asyncio.run(bus.apply_topics(own.kafka, topics.all_topics()))
-        first, second = (a_worker(own.kafka, tmp_path / n, run, run, session_timeout=6) for n in ("w0", "w1"))
-        ended = trajectories(run, many)
-        with workers(first, second):
-            write(own.kafka, [(topics.TRAJECTORIES, one) for one in ended[: many // 2]])
-            called(many // 8)
-            killed = own.kill("kafka")
-            own.wait_restarted("kafka", killed)
-            write(own.kafka, [(topics.TRAJECTORIES, one) for one in ended[many // 2 :]])
-            called(many // 2 + many // 8)
-            first.signal(signal.SIGSTOP)
-            wait_for_facts(own.kafka, run, many, Reward)
-            first.signal(signal.SIGCONT)
-            assert (first.alive, second.alive) == (True, True), first.logged() + second.logged()
-            assert (first.end(), second.end()) == (0, 0)
-        check_once(own.kafka, run, many)
+    kafka = spare.kafka
+    asyncio.run(bus.apply_topics(kafka, topics.all_topics()))
+    first, second = (a_worker(kafka, tmp_path / n, run, run, session_timeout=6) for n in ("w0", "w1"))
+    ended = trajectories(run, many)
+    with workers(first, second):
+        write(kafka, [(topics.TRAJECTORIES, one) for one in ended[: many // 2]])
+        called(many // 8)
+        killed = spare.kill("kafka")
+        spare.wait_restarted("kafka", killed)
+        write(kafka, [(topics.TRAJECTORIES, one) for one in ended[many // 2 :]])
+        called(many // 2 + many // 8)
+        first.signal(signal.SIGSTOP)
+        wait_for_facts(kafka, run, many, Reward)
+        first.signal(signal.SIGCONT)
+        assert (first.alive, second.alive) == (True, True), first.logged() + second.logged()
+        assert (first.end(), second.end()) == (0, 0)
+    check_once(kafka, run, many)

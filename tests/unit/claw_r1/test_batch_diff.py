@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from claw_r1.cli.batch_diff import COMPARED, compare
+from claw_r1.batch_diff import COMPARED, compare
 
 
 def a_row(uid: str, **over: Any) -> dict[str, Any]:

@@ -5,18 +5,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from claw_r1 import codec
 from claw_r1.errors import InvalidRecord
-from claw_r1.events import EVENTS, Event, Step
-from tests.factories import a_child, a_step
+from claw_r1.events import EVENTS, Event, RecipeActive
+from claw_r1.recipes import FROM_LOG, Recipe
+from tests import forms
+from tests.factories import a_child, a_recipe, a_step
 from tests.golden.examples import EXAMPLES
-from tests.golden.write import FOLDER
+from tests.golden.form import Form, form_of, list_breaks
+from tests.golden.write import FOLDER, FORMS
 
 ids = st.lists(st.integers(0, 2**32 - 1), max_size=60)
 
@@ -52,12 +56,45 @@ def test_golden_folder_holds_nothing_unknown() -> None:
     assert {path.name for path in Path(FOLDER).iterdir()} == known
 
 
-def test_an_old_reader_ignores_a_new_field() -> None:
-    import msgspec
+@pytest.mark.parametrize("kind", sorted(EVENTS))
+def test_inside_a_version_events_only_grow(kind: str) -> None:
+    """So an old reader finds all that it needs in what is written today, in the form that it knows."""
+    before, today = json.loads((FORMS / f"{kind}.json").read_text()), form_of(EVENTS[kind])
+    assert list_breaks(before, today) == [], "what old readers cannot read is a new version of the event"
+    assert before == today, "`python -m tests.golden.write` notes what came to it"
 
-    step = a_step()
-    body = msgspec.msgpack.decode(codec.encode_body(step)) | {"a_field_of_the_future": 1}
-    assert codec.decode_body(Step, msgspec.msgpack.encode(body)) == step
+
+def test_what_is_no_growth_is_found() -> None:
+    def fields(**of: bool) -> Form:
+        return {"M": {name: {"required": required, "type": "text"} for name, required in of.items()}}
+
+    assert list_breaks(fields(a=True), fields(a=True, b=False)) == []
+    assert list_breaks(fields(a=True), fields(a=True, b=True)) == ["M.b is new and required"]
+    assert list_breaks(fields(a=True, b=False), fields(a=True)) == ["M.b is gone"]
+    assert "M.a was" in list_breaks(fields(a=True), fields(a=False))[0]
+    assert "M.a was" in list_breaks({"M": {"a": {"required": True, "type": "number"}}}, fields(a=True))[0]
+
+
+@pytest.mark.parametrize("event", EXAMPLES, ids=lambda e: e.TYPE)
+def test_records_of_older_and_newer_versions_are_read(event: Event) -> None:
+    record = codec.encode(event, source="test", key=b"k")
+    newer, older = forms.newer(record), forms.older(record)
+    assert forms.FUTURE.encode() in newer.value
+    assert len(older.value) <= len(record.value)
+    assert codec.decode(newer.headers, newer.value) == event
+    assert codec.decode(older.headers, older.value) == _with_golden_fields(event)
+
+
+def test_a_recipe_of_a_newer_version_is_read_and_a_persons_mistake_is_not() -> None:
+    recipe = a_recipe(filters=[{"field": "tokens", "op": "le", "value": 9}])
+    event = RecipeActive(name="test", version=1, recipe=recipe, run_id="r", partition=0, begins=0)
+    record = forms.newer(codec.encode(event, source="test"))
+    assert record.value.count(forms.FUTURE.encode()) > 5
+    assert codec.decode(record.headers, record.value) == event
+    fields = msgspec.msgpack.decode(record.value)["recipe"]
+    with pytest.raises(ValidationError, match=forms.FUTURE):
+        Recipe.model_validate(fields)
+    assert Recipe.model_validate(fields, context=FROM_LOG) == recipe
 
 
 @pytest.mark.parametrize(
@@ -145,9 +182,13 @@ def _plain(event: BaseModel) -> dict[str, object]:
 
 
 def _fields(value: bytes) -> Any:
-    import msgspec
-
     return msgspec.msgpack.decode(value)
+
+
+def _with_golden_fields(event: Event) -> Event:
+    """The event with its golden record's fields alone, others at their defaults."""
+    document = json.loads((FOLDER / f"{codec.event_type(event)}.json").read_text())
+    return codec.decode_body(type(event), base64.b64decode(document["value"]))
 
 
 def _as_written(value: Any, written: Any) -> Any:

@@ -6,7 +6,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from claw_r1.cli.decide import decide, make_decisions, read_condition, read_value
+from claw_r1.cli.decide import decide, read_condition, read_value
+from claw_r1.deciding import make_decisions
 
 app = typer.Typer()
 app.command()(decide)
@@ -56,5 +57,5 @@ def test_values_and_conditions_are_read() -> None:
 
 def test_decisions_of_one_call_have_ids_of_their_own() -> None:
     said = {"action": "veto", "author": "ada"}
-    decisions = make_decisions("r", [("p", "a"), ("p", "b")], said, 1.0)
-    assert len({d.fact_id for d in decisions} | {make_decisions("r", [("p", "a")], said, 1.0)[0].fact_id}) == 3
+    decisions = make_decisions([("r", "p", "a"), ("r", "p", "b")], said, 1.0)
+    assert len({d.fact_id for d in decisions} | {make_decisions([("r", "p", "a")], said, 1.0)[0].fact_id}) == 3

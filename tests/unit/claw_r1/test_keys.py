@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from typing import Any
 
 import jwt
@@ -16,6 +15,7 @@ from claw_r1.cli.config import config
 from claw_r1.errors import UserError, WrongUse
 from claw_r1.keys import BadKey, Key, Secrets, check_listening, is_key, is_loopback, mint, read, verify
 from claw_r1.settings import GatewaySettings, secret_pairs
+from tests import warm
 
 OLD, NEW = "o" * 32, "n" * 40
 NOW = 1_700_000_000.0
@@ -73,9 +73,7 @@ def test_what_was_not_signed_here_is_not_believed() -> None:
     forged = jwt.encode(
         {"scope": "admin", "exp": NOW + 60, "jti": "x"}, "f" * 32, headers={"kid": "new", "typ": keys.KIND}
     )
-    unsigned = jwt.encode(
-        {"scope": "admin", "exp": NOW + 60, "jti": "x"}, None, "none", {"kid": "new", "typ": keys.KIND}
-    )
+    unsigned = jwt.encode({"scope": "admin", "exp": NOW + 60, "jti": "x"}, "", "none", {"kid": "new", "typ": keys.KIND})
     other = jwt.encode({"scope": "admin", "exp": NOW + 60, "jti": "x"}, NEW, headers={"kid": "new"})
     for bad in (
         forged,
@@ -198,9 +196,7 @@ def test_elsewhere_nothing_listens_without_a_secret(host: str) -> None:
 def claw(
     *arguments: str, secret: str | None = f"new:{NEW},old:{OLD}", stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "claw_r1.cli.entry", *arguments]
-    env = {"CLAW_SECRET": secret} if secret else {}
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env, input=stdin)
+    return warm.claw(*arguments, env={"CLAW_SECRET": secret} if secret else {}, input=stdin)
 
 
 def test_a_key_is_made_and_read_on_the_command_line() -> None:

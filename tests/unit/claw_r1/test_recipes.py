@@ -95,6 +95,13 @@ def test_a_preset_fills_in_what_the_recipe_does_not_say() -> None:
         ({"staleness": {"mode": "keep"}}, "staleness.mode"),
         ({"batch": {"order": "random"}}, "batch.order"),
         ({"batch": {"mix": {"by": "metadata.env", "weights": {"a": 0}}}}, "batch.mix.weights.a"),
+        ({"batch": {"mix": {"by": "task_id", "weights": {}}}}, "batch.mix.weights"),
+        ({"batch": {"mix": {"by": "reward", "weights": {"a": 1}}}}, "batch.mix.by"),
+        (
+            {"batch": {"mix": {"by": "task_id", "weights": {"a": 1, "b": 1000}}}},
+            "batch.mix gives a no part of a batch of 8",
+        ),
+        ({"batch": {"groups": 1, "mix": {"by": "task_id", "weights": {"a": 1, "b": 1}}}}, "batch.mix gives b"),
         ({"colour": 1}, "colour"),
     ],
 )
@@ -111,7 +118,7 @@ def test_a_wrong_field_is_named(over: dict[str, Any], where: str) -> None:
     [
         ({"algorithm": "distill", "annotations": {"required": []}}, ["annotations.required"]),
         ({"rows": "step", "staleness": {"mode": "mask_tokens"}}, []),
-        ({"batch": {"tokens": 10, "mix": {"by": "task_id"}}}, ["batch.tokens", "batch.mix"]),
+        ({"batch": {"tokens": 10, "mix": {"by": "task_id", "weights": {"a": 1}}}}, []),
         *[({"algorithm": name}, []) for name in PRESETS],
         ({"review": "required", "allow": ["guided"], "group": {"stragglers": "extra_group"}}, []),
     ],
@@ -119,3 +126,20 @@ def test_a_wrong_field_is_named(over: dict[str, Any], where: str) -> None:
 def test_what_the_trainer_adapter_does_not_do_is_said(over: dict[str, Any], where: list[str]) -> None:
     said = list_unhonoured(Recipe.model_validate({"name": "r"} | over))
     assert [sentence.split(":")[0] for sentence in said] == where
+
+
+@pytest.mark.parametrize(
+    ("batch", "shares"),
+    [
+        ({"groups": 8}, {None: 8}),
+        ({"groups": 8, "tokens": 4096}, {None: 4096}),
+        ({"groups": 8, "mix": {"a": 1, "b": 1}}, {"a": 4, "b": 4}),
+        ({"groups": 10, "mix": {"a": 1, "b": 1, "c": 1}}, {"a": 4, "b": 3, "c": 3}),
+        ({"groups": 10, "mix": {"c": 1, "b": 1, "a": 1}}, {"a": 4, "b": 3, "c": 3}),
+        ({"groups": 8, "mix": {"a": 0.7, "b": 0.2, "c": 0.1}}, {"a": 6, "b": 1, "c": 1}),  # 5.6, 1.6, 0.8
+        ({"tokens": 1001, "mix": {"a": 3, "b": 1}}, {"a": 751, "b": 250}),
+    ],
+)
+def test_shares_are_rounded_by_the_largest_remainder(batch: dict[str, Any], shares: dict[str | None, int]) -> None:
+    mix = {"mix": {"by": "task_id", "weights": batch["mix"]}} if "mix" in batch else {}
+    assert Recipe.model_validate({"name": "r", "batch": batch | mix}).batch.shares == shares

@@ -30,7 +30,7 @@ def written(folder: Path, text: str, name: str = "recipe.yaml") -> Path:
             "name: a\nalgorithm: distill\nannotations: {required: []}",
             "asks for what is not done yet: annotations.required: advantages of distill are made of teacher_log_probs",
         ),
-        ("name: a\nbatch: {tokens: 10}", "batch.tokens: the trainer adapter does not count tokens yet"),
+        ("name: a\nbatch: {mix: {by: reward, weights: {a: 1}}}", "batch.mix.by: "),
         ("- a", "it must hold fields"),
         ("{", "neither YAML nor JSON"),
     ],

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from claw_r1.cli.supply import Known, unsupplied, workers_produce
 from claw_r1.errors import WrongUse
+from claw_r1.supply import Known, unsupplied, workers_produce
 from tests.factories import a_recipe
 
 NOTHING = Known(frozenset(), frozenset())
@@ -48,8 +48,8 @@ def test_an_installed_function_is_known_without_a_setting(monkeypatch: pytest.Mo
     def point(name: str, *, setting: str) -> Any:
         return {"len": plugins.length, "other": print}[name]
 
-    monkeypatch.setattr("claw_r1.cli.supply.offered", lambda: {"len": "m:length", "other": "m:other"})
-    monkeypatch.setattr("claw_r1.cli.supply.load", point)
+    monkeypatch.setattr("claw_r1.supply.offered", lambda: {"len": "m:length", "other": "m:other"})
+    monkeypatch.setattr("claw_r1.supply.load", point)
     assert workers_produce({}).rewards == {"length"}
 
 

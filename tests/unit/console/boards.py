@@ -1,14 +1,15 @@
-"""Rows as the pool gives them, and statuses made of them."""
+"""Rows as the pool gives them, and numbers made of them."""
 
 from typing import Any
 
-from console.status import Lag, Numbers, Pool, Process, Status, fold_numbers
+from console.status import Numbers, fold_numbers
 
 
 def some_rows(**over: Any) -> dict[str, list[dict[str, Any]]]:
     """A pool of two batches of one recipe; any statement's rows overridden by its name."""
     totals = {"calls": 12, "steps": 11, "trajectories": 4, "groups": 3, "trained": 1, "cuts": 2}
-    curve = {"recipe": "guess", "run_id": "default", "groups": 1, "excluded": 0, "at": 1000.0}
+    curve: dict[str, Any] = {"recipe": "guess", "run_id": "default", "groups": 1, "excluded": 0, "at": 1000.0}
+    curve |= {"reward_std": 0.5, "length": 150.5, "trained_tokens": 40, "stalest": 1, "drifted": 0.25}
     rows: dict[str, list[dict[str, Any]]] = {
         "totals": [{"what": what, "n": n} for what, n in totals.items()],
         "recent": [{"what": "steps", "bucket": 0, "n": 6}, {"what": "steps", "bucket": 23, "n": 5}],
@@ -22,6 +23,7 @@ def some_rows(**over: Any) -> dict[str, list[dict[str, Any]]]:
             {"name": "guess", "version": 2, "recipe": '{"name": "guess", "run_id": "default", "batch": {"groups": 1}}'}
         ],
         "ready": [{"recipe": "guess", "ready": 3, "cut": 2}],
+        "oldest": [{"recipe": "guess", "since": 990.0}],
         "curve": [
             {**curve, "sequence": 1, "reward": 0.25, "policy_version": 7},
             {**curve, "sequence": 2, "reward": None, "policy_version": None},
@@ -33,22 +35,3 @@ def some_rows(**over: Any) -> dict[str, list[dict[str, Any]]]:
 
 def some_numbers(**over: Any) -> Numbers:
     return fold_numbers(1001.0, some_rows(**over))
-
-
-def a_status(**over: Any) -> Status:
-    """Everything ready, with some numbers."""
-    fields: dict[str, Any] = {
-        "at": 1002.0,
-        "pool": Pool(state="ok"),
-        "numbers": some_numbers(),
-        "processes": tuple(
-            Process(name=name, state="ready", detail="", url=f"http://127.0.0.1/{name}")
-            for name in ("gateway", "sinks")
-        ),
-        "lags": (Lag(name="sinks", records=5),),
-        "open_groups": 2,
-        "calls_in_flight": 0,
-        "urls": {"gateway": "http://127.0.0.1:1", "kafka": "127.0.0.1:2", "clickhouse": "http://127.0.0.1:3"},
-        "database": "claw",
-    }
-    return Status.model_validate(fields | over)

@@ -1,7 +1,7 @@
 """The pool's rows become the numbers that people see, and nothing is invented on the way."""
 
 from console.queries import BUCKETS
-from console.status import sum_gauge
+from console.status import Gauge, PolicyLine, engines_of, shape_curves, sum_gauge
 from tests.unit.console.boards import some_numbers, some_rows
 
 
@@ -47,6 +47,33 @@ def test_an_empty_pool_says_so() -> None:
 
 
 def test_a_gauge_that_a_process_does_not_export_is_unknown_and_not_zero() -> None:
-    samples = [("claw_sinks_lag_records", 2.0), ("claw_sinks_lag_records", 3.0)]
+    samples = [Gauge("claw_sinks_lag_records", {"partition": str(i)}, value) for i, value in enumerate((2.0, 3.0))]
     assert sum_gauge(samples, "claw_sinks_lag_records") == 5
     assert sum_gauge(samples, "claw_streams_lag_records") is None
+
+
+def test_engines_are_up_down_or_unknown() -> None:
+    samples = [
+        Gauge("claw_gateway_engine_up", {"engine": "10.0.0.1-8000"}, 1.0),
+        Gauge("claw_gateway_engine_in_flight", {"engine": "10.0.0.1-8000"}, 3.0),
+        Gauge("claw_gateway_engine_up", {"engine": "b"}, 0.0),
+        Gauge("claw_gateway_engine_in_flight", {"engine": "c"}, 0.0),
+        Gauge("claw_gateway_in_flight", {}, 3.0),
+    ]
+    policies = [PolicyLine(run_id="r", engine="http://10.0.0.1:8000", version=7, at=0.0)]
+    found = [(e.name, e.up, e.in_flight, e.versions) for e in engines_of(samples, policies)]
+    assert found == [("10.0.0.1-8000", True, 3, (7,)), ("b", False, None, ()), ("c", None, 0, ())]
+
+
+def test_an_engine_of_several_gateways_has_the_calls_of_all() -> None:
+    each = [("up", 1.0), ("in_flight", 3.0)], [("up", 0.0), ("in_flight", 4.0)]
+    samples = [Gauge(f"claw_gateway_engine_{name}", {"engine": "a"}, value) for said in each for name, value in said]
+    assert [(e.up, e.in_flight) for e in engines_of(samples, [])] == [(True, 7)]
+
+
+def test_a_curve_that_nobody_recorded_says_what_records_it() -> None:
+    rows = [{"sequence": 2, "what": "mismatch", "mean": -0.5, "mean_abs": 0.75}]
+    found = shape_curves(rows)
+    assert found["points"] == [{"sequence": 2, "entropy": None, "mismatch": -0.5, "mismatch_abs": 0.75}]
+    assert list(found["missing"]) == ["entropy"]
+    assert "token_stats" in found["missing"]["entropy"]

@@ -17,11 +17,24 @@ from claw_r1.datasets.pool import Listed, _made
 from claw_r1.datasets.rollouts import Rollout, gather
 from claw_r1.datasets.selection import Member
 from claw_r1.errors import UserError
-from claw_r1.events import GroupFact, GroupReady, Outcome, Sample
+from claw_r1.events import GroupFact, GroupReady, Outcome, Sample, StepSpan
 from streams.backfill.rounds import Logged
 from streams.merge import rows_of
-from tests.factories import PROMPT, RUN, a_child, a_group, a_group_open, a_recipe, a_reward, a_step, an_end
+from tests.factories import (
+    PROMPT,
+    RUN,
+    a_child,
+    a_group,
+    a_group_open,
+    a_ready_group,
+    a_recipe,
+    a_reward,
+    a_step,
+    an_end,
+)
 from tests.unit.streams.partition_log import START, Entry, play, set_recipe
+from tests.unit.trainer_adapter.test_batch import a_batch
+from trainer_adapter.targets.hf import list_sft
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
@@ -167,3 +180,21 @@ def test_a_snapshot_whose_facts_are_gone_is_refused() -> None:
         _made([Listed(member, whole.digest)], logged[:-1])
     with pytest.raises(UserError, match="select without it"):
         _made([Listed(member)], None)
+
+
+def test_a_batch_finds_its_conversations_among_the_rows() -> None:
+    """What `to_sft` is given as chats: by the step that ends each row of the streams."""
+    first = a_step((1, 2), (3, 4), new_messages=json.dumps([USER]).encode(), reply=json.dumps(ASSISTANT).encode())
+    said = {"new_messages": json.dumps([USER]).encode(), "reply": json.dumps(ASSISTANT).encode()}
+    child = a_child(first, (1, 2), (5,), (6,), **said)
+    (rollout,) = gather([first, child, a_reward(2.0), an_end()], members(first.trajectory_uid))
+    chats, _ = rows("sft", [rollout])
+    merged = rows_of([first, child])
+    assert merged is not None
+    spans = tuple(
+        StepSpan(step_id=node.step.step_id, step_index=n, start=node.start, end=node.end)
+        for n, node in enumerate(merged[0].nodes)
+    )
+    samples, marker = a_ready_group(rewards=(1.0,), ids=(1, 2, 3, 4, 5, 6), mask=(0, 0, 1, 1, 0, 1), spans=spans)
+    (row,) = list_sft(a_batch((marker, samples), algorithm="sft"), chats=chats)
+    assert row["messages"] == [USER, ASSISTANT, USER, ASSISTANT]

@@ -302,8 +302,9 @@ class OneBatch(Columns):
     def trajectory_index(self) -> Any:
         return np.array([0, 0, *range(1, len(self.offsets) - 2)], np.int32)
 
-    def commit(self, *, policy_version: int) -> None:
+    def commit(self, *, policy_version: int, token_stats: Any) -> None:
         vars(self)["events"].append(f"commit {policy_version}")
+        vars(self)["stats"] = token_stats
 
 
 def test_a_step_is_saved_then_served_then_committed(served: tuple[str, Engine], tmp_path: Path) -> None:
@@ -319,6 +320,10 @@ def test_a_step_is_saved_then_served_then_committed(served: tuple[str, Engine], 
     assert (steps[0].version, steps[0].trajectories) == (1, 7)
     assert steps[0].success == pytest.approx(1 / 7)
     assert steps[0].stats.log_prob_gap < 1e-5
+    trained, sent = batch.loss_mask.astype(bool), vars(batch)["stats"]
+    np.testing.assert_allclose(sent["log_probs"][trained], batch.rollout_log_probs[trained], atol=1e-5)
+    assert np.all(sent["entropy"][trained] > 0)
+    assert all(np.isnan(column[~trained]).all() and len(column) == len(trained) for column in sent.values())
     assert engine.weights.version == trainer.load_weights(tmp_path / "w").version == 1
     assert not np.array_equal(engine.weights.taste, policy.initial_weights().taste)
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from claw_r1.cli import console
 from claw_r1.demo import learner, pool
 from claw_r1.demo.run import BATCH_GROUPS, Options, Progress, check_upstream, report
-from claw_r1.demo.view import draw, facts, plot
+from claw_r1.demo.view import Screen, draw, facts, plot
 from claw_r1.errors import DependencyUnreachable
 
 
@@ -132,3 +133,29 @@ def test_the_screen_shows_the_facts() -> None:
 def test_an_engine_that_is_not_there_is_named() -> None:
     with pytest.raises(DependencyUnreachable, match=r"http://127\.0\.0\.1:9/v1/models"):
         check_upstream("http://127.0.0.1:9", "any")
+
+
+def test_the_console_is_opened_once_when_its_address_is_known() -> None:
+    opened: list[str] = []
+    screen = Screen(opened.append)
+    progress = a_progress()
+    screen.show(progress)
+    assert opened == []
+    progress.urls = {"console": "http://c"}
+    screen.show(progress)
+    screen.show(progress)
+    assert opened == ["http://c"]
+
+
+@pytest.mark.parametrize(("variable", "opened"), [("DISPLAY", True), ("WAYLAND_DISPLAY", True), ("TERM", False)])
+def test_a_browser_is_opened_only_where_there_is_a_screen(
+    monkeypatch: pytest.MonkeyPatch, variable: str, opened: bool
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("webbrowser.open", asked.append)
+    monkeypatch.setattr("sys.platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, ":0")
+    console.show("http://c")
+    assert asked == (["http://c"] if opened else [])

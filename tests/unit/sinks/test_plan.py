@@ -149,6 +149,15 @@ def test_limits() -> None:
     assert partition.due(5.0, LIMITS, 2)
 
 
+def test_it_is_behind_while_the_log_holds_as_much_again() -> None:
+    partition = Partition.resume("t/0", None, 0, 10, fresh="g")
+    assert not partition.is_behind(None, 2)
+    assert (partition.is_behind(2, 2), partition.is_behind(3, 2)) == (False, True)
+    for offset in range(5):
+        partition.take(offset, 1, 0.0, [])
+    assert (partition.is_behind(10, 2), partition.is_behind(11, 2)) == (False, True)
+
+
 def test_the_promise_of_an_owner_binds_the_next() -> None:
     partition = Partition.resume("t/0", None, 0, 10, fresh="one")
     partition.take(0, 1, 0.0, [])

@@ -201,6 +201,8 @@ def identity(event: Event) -> tuple[str, ...]:
             return ("trajectory", event.group_id, event.trajectory_uid)
         case Decision():
             return ("decision", event.fact_id)
+        case RunPurged():
+            return ("purge", event.fact_id)
         case GroupCarried():
             return ("carried", event.group_id, str(event.pos))
     raise AssertionError(event)

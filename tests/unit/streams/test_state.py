@@ -334,6 +334,33 @@ def test_a_purged_run_is_discarded_at_once_and_others_are_not() -> None:
     assert list(worker.state.groups) == [("other", PROMPT)]
 
 
+def test_a_purge_is_told_to_the_trainers_of_the_run_also_of_ended_recipes() -> None:
+    of_another = set_recipe(a_recipe(name="another", run_id="other"))
+    purge = RunPurged(fact_id="purge", run_id=RUN, at=1.0)
+    log = [one_recipe(), of_another, *a_group(), set_recipe(None, 2), purge]
+    state = PartitionState(0)
+    outputs = [o for offset, fact in enumerate(log) for o in state.apply(fact, offset, START + offset)]
+    told = [(o.topic, o.event) for o in outputs if isinstance(o.event, RunPurged)]
+    assert told == [(batch_topic("test"), purge)]
+
+
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_a_purge_is_told_to_recipes_that_were_of_the_run_before(is_loaded: bool) -> None:
+    state = PartitionState(0)
+    log = [one_recipe(), set_recipe(a_recipe(run_id="next"), 2)]
+    outputs = [o for offset, fact in enumerate(log) for o in state.apply(fact, offset, START)]
+    if is_loaded:
+        state = PartitionState(0)
+        state.load_recipes([o.event for o in outputs if isinstance(o.event, RecipeActive)], before=2)
+    told = [
+        (o.topic, o.event.run_id)
+        for run_id in (RUN, "next", "other")
+        for o in state.apply(RunPurged(fact_id=f"purge-{run_id}", run_id=run_id, at=1.0), 2, START)
+        if isinstance(o.event, RunPurged)
+    ]
+    assert told == [(batch_topic("test"), RUN), (batch_topic("test"), "next")]
+
+
 def test_a_fact_that_cannot_be_read_discards_its_group_once_it_is_decided() -> None:
     log = entries([one_recipe(), *a_group()])
     log.insert(2, Entry(START, spoiled=(RUN, PROMPT)))

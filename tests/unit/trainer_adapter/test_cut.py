@@ -1,5 +1,6 @@
 """Whatever the log holds and wherever a trainer stops, every ready group is in exactly one cut, in ready order."""
 
+import mmap
 from typing import Any
 
 import pytest
@@ -10,10 +11,10 @@ from claw_r1.events import BatchCut, BatchTrained, Event, GroupReady, Reward, Sa
 from claw_r1.reasons import BATCH_EXCLUSIONS
 from claw_r1.recipes import Recipe
 from tests.factories import a_ready_group, a_recipe, a_reward
+from trainer_adapter import groups
 from trainer_adapter.cut import (
     History,
     Selection,
-    explain_wait,
     name_exclusions,
     name_members,
     reason_against,
@@ -240,6 +241,25 @@ def test_bounds_hold() -> None:
     assert [("default", name) in remembered for name in "abc"] == [False, True, True]
 
 
+def test_large_bodies_lie_apart_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "MAX_APART", 3)
+    shelf = Shelf(Remembered())
+    ids = tuple(range(20_000))
+    for number in range(3):
+        samples, marker = a_ready_group(f"g{number}", ids=ids, mask=(1,) * len(ids))
+        for offset, event in enumerate([*samples, marker], 10 * number):
+            shelf.put(offset, event, 1.0)
+        if number == 1:
+            wires = [sample.wire for group in shelf.ready for sample in group.samples]
+            assert [type(wire) for wire in wires] == [mmap.mmap, mmap.mmap, mmap.mmap, bytes]
+            assert [sample.body for group in shelf.ready for sample in group.samples][2:] == a_ready_group(
+                "g1", ids=ids, mask=(1,) * len(ids)
+            )[0]
+            shelf.settle(13)  # what is let go of makes room
+    (group,) = shelf.ready
+    assert [type(sample.wire) for sample in group.samples] == [mmap.mmap, mmap.mmap]
+
+
 def test_bytes_are_given_back() -> None:
     shelf = Shelf(Remembered())
     for number in range(4):
@@ -272,14 +292,3 @@ def test_history_knows_where_the_trainer_is() -> None:
     assert history.newest is not None
     assert history.newest.policy_version == 7
     assert ("default", "g1") in history.taken
-
-
-def test_waiting_reads_well() -> None:
-    ready = [a_ready(), a_ready(mask=(0, 0, 0, 0))]
-    waiting = explain_wait(a_recipe(batch={"groups": 3}), ready, None, sequence=4, strays=2, ended=True)
-    assert waiting.describe(now=11.0) == (
-        "batch 4 of recipe test: 1 of 3 groups are ready; the last became ready 10.0 s ago; left out: 1 no_trained_tokens; "
-        "2 samples wait for their group's marker; the recipe has ended, so no more groups will come"
-    )
-    nothing = explain_wait(a_recipe(), [], None, sequence=1, strays=0, ended=False)
-    assert "none has become ready since the last cut" in nothing.describe(now=0.0)

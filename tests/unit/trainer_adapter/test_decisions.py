@@ -23,10 +23,10 @@ from claw_r1.events import (
 from claw_r1.recipes import Recipe
 from tests.factories import RUN, a_group, a_ready_group, a_recipe
 from tests.unit.streams.partition_log import Entry, a_decision, play, set_recipe, some_decisions
-from trainer_adapter.batch import rewards_of
-from trainer_adapter.cut import call_futile, call_late, name_exclusions, name_members, select
+from trainer_adapter.cut import call_futile, call_late, fill, name_exclusions, name_members, select, take
 from trainer_adapter.decisions import Curated, curate_group
-from trainer_adapter.groups import Remembered, Shelf, TooLate, places_of
+from trainer_adapter.groups import Place, Remembered, Shelf, TooLate, places_of
+from trainer_adapter.records import rewards_of
 
 
 def decide(action: str, uid: str | None = None, number: int = 0, **over: Any) -> Decision:
@@ -291,6 +291,28 @@ def a_cut(sequence: int, selection: Any, shelf: Shelf) -> BatchCut:
     )
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_decision_that_comes_while_its_groups_cut_is_written_is_late(is_known: bool) -> None:
+    """`is_known`: the cut was confirmed; else it is found on the history later."""
+    samples, marker = a_ready_group("g")
+    unfit, masked = a_ready_group("h", mask=(0, 0, 0, 0))
+    taken = Remembered()
+    shelf = Shelf(taken)
+    put(shelf, [*unfit, masked, *samples, marker, decide("tag", value="before")])
+    recipe = a_recipe(group={"size": 2, "min_size": 1})
+    selection = select(shelf.decide(lambda _: recipe), recipe, None)
+    assert selection is not None
+    cut = a_cut(7, selection, shelf)
+    during = [decide("veto", "g-t0", 1), a_decision("h", None, "keep", 2)]
+    for offset, decision in enumerate(during, 7):
+        shelf.put(offset, decision, 1.0)
+    taken.take(cut)
+    shelf.settle(cut.cursor, [group.key for group in selection.groups] if is_known else None)
+    told = {(one.late.decision.fact_id, one.place) for one in shelf.too_late.values()}
+    assert told == {(during[0].fact_id, Place(7, True)), (during[1].fact_id, Place(7, False))}
+    assert not +shelf.counts
+
+
 def test_rounds_and_parts_are_told_apart() -> None:
     shelf = Shelf(taken := Remembered())
     for number, name in enumerate(("g", "g#2", "g#2+2")):
@@ -400,13 +422,14 @@ def test_bodies_beyond_the_bound_are_asked_for_before_decisions_are_applied() ->
     shelf = Shelf(Remembered(), max_bytes=0)
     put(shelf, [*samples, marker, decide("veto", "g-t0")])
     recipe = a_recipe(group={"size": 2, "min_size": 1})
-    selection = select(shelf.decide(lambda _: recipe), recipe, None)
-    assert selection is not None
-    assert [sample.sample_id for sample in selection.lacking] == list(marker.sample_ids)
+    filling = fill(shelf.decide(lambda _: recipe), recipe, None)
+    assert filling.full
+    assert [sample.sample_id for sample in filling.lacking] == list(marker.sample_ids)
     shelf.fill({sample.sample_id: sample for sample in samples})
-    selection = select(shelf.decide(lambda _: recipe), recipe, None)
+    filling = fill(shelf.decide(lambda _: recipe), recipe, None)
+    selection = take(filling)
     assert selection is not None
-    assert (selection.lacking, name_members(selection)[0].sample_ids) == ([], (samples[1].sample_id,))
+    assert (filling.lacking, name_members(selection)[0].sample_ids) == ([], (samples[1].sample_id,))
     assert shelf.held_bytes > 0
     shelf.settle(10)
     assert shelf.held_bytes == 0

@@ -3,6 +3,7 @@
 from typing import Any
 
 from claw_r1.events import BatchCut, Decision, Event, GroupReady, Member, Sample
+from claw_r1.topics import EVENTS
 from sinks.rows import TABLES, Place, list_rows
 from tests.golden.examples import EXAMPLES
 from trainer_adapter.pool_rows import read_cut, read_decision, read_marker, read_sample
@@ -14,7 +15,7 @@ ADDED_UP = {"links", "holes", "step_tokens", "mask_reasons", "unused"}
 def stored(event: Event, table: str) -> list[dict[str, Any]]:
     """The event's rows as the pool gives them back."""
     found = []
-    for name, row in list_rows(event, Place("topic", 3, 17, 1000)):
+    for name, row in list_rows(event, Place(EVENTS, 3, 17, 1000)):
         if name == table:
             kinds = dict(zip(TABLES[table].names, TABLES[table].kinds, strict=True))
             values = dict(zip(TABLES[table].names, row, strict=True))

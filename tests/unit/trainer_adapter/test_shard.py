@@ -13,7 +13,7 @@ from claw_r1.errors import UserError
 from claw_r1.events import BlobRef, StepSpan
 from tests.unit.trainer_adapter.test_batch import Pair, a_batch, a_pair
 from trainer_adapter.batch import TrainingBatch
-from trainer_adapter.shard import Shard, assign_rows
+from trainer_adapter.shard import Shard, assign_rows, pack_rows
 
 TOKEN_COLUMNS = ("token_ids", "loss_mask", "rollout_log_probs", "advantages", "token_rewards", "policy_version")
 ROW_COLUMNS = ("reward", "advantage", "loss_weight", "sample_index", "n_samples")
@@ -157,3 +157,35 @@ def test_a_batch_of_nothing_has_shards_of_nothing() -> None:
 def test_what_is_no_shard_is_said(rank: int, world: int, balance: Any) -> None:
     with pytest.raises(UserError, match=r"ranks count|write tokens or count"):
         a_batch(a_pair()).shard(rank, world, balance)
+
+
+@given(st.lists(st.integers(1, 40), max_size=60), st.integers(40, 120), st.integers(0, 70))
+def test_micro_batches_hold_each_row_once_within_their_bound(sizes: list[int], bound: int, at_least: int) -> None:
+    lengths = np.array(sizes, np.int64)
+    packed = pack_rows(lengths, bound, at_least)
+    assert sorted(row for rows in packed for row in rows.tolist()) == list(range(len(sizes)))
+    assert all(0 < lengths[rows].sum() <= bound and (np.diff(rows) > 0).all() for rows in packed)
+    least = pack_rows(lengths, bound)
+    assert len(packed) == max(min(at_least, len(sizes)), len(least))
+    assert len(least) <= 2 * sum(sizes) / bound + 1  # all but one are more than half full
+    assert [rows.tolist() for rows in packed] == [rows.tolist() for rows in pack_rows(lengths, bound, at_least)]
+
+
+@given(batches(), st.integers(1, 6), st.booleans(), st.integers(20, 60))
+def test_all_ranks_have_equally_many_micro_batches(
+    batch: TrainingBatch, world: int, keep_groups: bool, bound: int
+) -> None:
+    shards = shards_of(batch, world, keep_groups=keep_groups)
+    packed = [pickle.loads(pickle.dumps(shard)).pack(bound) for shard in shards]
+    assert len({len(one) for one in packed}) == 1
+    for shard, micro in zip(shards, packed, strict=True):
+        assert sorted(row for rows in micro for row in rows.tolist()) == list(range(len(shard)))
+        assert all(shard.lengths[rows].sum() <= bound for rows in micro)
+    assert len(packed[0]) == max(len(pack_rows(shard.lengths, bound)) for shard in shards)
+
+
+def test_a_row_above_the_bound_of_micro_batches_is_named() -> None:
+    with pytest.raises(UserError, match="row 1 has 9 tokens and a micro-batch at most 8"):
+        pack_rows(np.array([3, 9, 5], np.int64), 8)
+    assert [rows.tolist() for rows in pack_rows(np.array([3, 9, 5, 2], np.int64), 10)] == [[1], [0, 2, 3]]
+    assert pack_rows(np.zeros(0, np.int64), 8, 3) == []

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from claw_r1.codec import pack_floats, pack_ids
 from claw_r1.errors import UserError
@@ -15,7 +16,7 @@ from claw_r1.events import BlobRef, StepSpan, VersionSpan
 from tests.unit.trainer_adapter.test_batch import a_batch, a_pair
 from tests.unit.trainer_adapter.test_shard import batches
 from trainer_adapter.batch import NoColumn, TrainingBatch
-from trainer_adapter.targets import areal, openrlhf, torch, verl
+from trainer_adapter.targets import areal, openrlhf, torch, tree, verl
 from trainer_adapter.targets.layout import split_points
 from trainer_adapter.targets.trl import claw_reward
 
@@ -64,7 +65,8 @@ def test_padded_tensors() -> None:
     assert told(out) == {
         **dict.fromkeys(("input_ids", "position_ids", "labels", "policy_version", "attention_mask"), ("int64", (2, 7))),
         "loss_mask": ("bool", (2, 7)),
-        **dict.fromkeys(("rollout_log_probs", "token_rewards", "advantages", "ref_log_probs"), ("float32", (2, 7))),
+        **dict.fromkeys(("rollout_log_probs", "token_rewards", "advantages"), ("float32", (2, 7))),
+        "annotations.ref_log_probs": ("float32", (2, 7)),
         **dict.fromkeys(("reward", "loss_weight"), ("float32", (2,))),
         **dict.fromkeys(("group_index", "trajectory_index"), ("int64", (2,))),
     }
@@ -105,6 +107,50 @@ def test_padded_and_packed_hold_the_same(batch: TrainingBatch) -> None:
         for name, column in packed.items():
             if padded.get(name) is not None and padded[name].ndim == 2:
                 assert np.array_equal(padded[name][inside], column), name
+
+
+@given(batches(), st.integers(20, 60), st.sampled_from(["padded", "packed"]))
+def test_micro_batches_are_the_rows_that_they_name(batch: TrainingBatch, most: int, layout: torch.Layout) -> None:
+    whole = torch.arrange(batch, layout="packed")
+    for rows in batch.pack(most):
+        part = torch.arrange(batch, pad_token_id=PAD, layout=layout, rows=rows)
+        inside = part["attention_mask"] == 1 if layout == "padded" else slice(None)
+        for name, column in whole.items():
+            if name in ("cu_seqlens", "max_seqlen"):
+                continue
+            if len(column) == batch.tokens != len(batch):
+                known = np.concatenate([batch.rows(column)[row] for row in rows])
+                assert np.array_equal(part[name][inside], known), name
+            else:
+                assert np.array_equal(part[name], column[rows]), name
+        if layout == "packed":
+            assert np.diff(part["cu_seqlens"]).tolist() == batch.lengths[rows].tolist()
+            assert part["max_seqlen"] == batch.lengths[rows].max()
+            assert part["cu_seqlens"][-1] <= most
+
+
+def test_an_annotation_may_have_the_name_of_a_column() -> None:
+    batch = two_turns()
+    names = ("advantages", "labels", "input_ids", "reward", "places", "cu_seqlens")
+    known = {
+        "torch": torch.arrange(batch, pad_token_id=PAD),
+        "packed": torch.arrange(batch, layout="packed"),
+        "tree": tree.arrange(batch)[0],
+    }
+    nines = np.full(batch.tokens, 9, np.float32)
+    object.__setattr__(batch, "annotations", dict.fromkeys(names, nines) | batch.annotations)
+    made = {
+        "torch": torch.arrange(batch, pad_token_id=PAD),
+        "packed": torch.arrange(batch, layout="packed"),
+        "tree": tree.arrange(batch)[0],
+    }
+    for form, arrays in known.items():
+        for name, array in arrays.items():
+            assert np.array_equal(made[form][name], array), (form, name)
+        assert set(made[form]) - set(arrays) == {f"annotations.{name}" for name in names}
+        assert {float(made[form][f"annotations.{name}"].max()) for name in names} == {9.0}
+    table = batch.to_arrow().to_pylist()[0]
+    assert (table["reward"], table["annotations.reward"]) == (1.0, [9.0] * 7)
 
 
 def test_pairs_and_labels_go_along() -> None:
@@ -182,6 +228,7 @@ def test_prime_rl() -> None:
         "temperatures": [0.5] * 7,
         "advantages": [0, 0, A, A, 0, A, 0],
         "ref_logprobs": [0, 0, -4, -5, 0, -6, 0],
+        "routed_experts": None,
         "env_name": "sokoban",
         "reward": 1.0,
         "sample_id": batch.sample_ids[0],
@@ -295,11 +342,27 @@ def test_what_does_not_fit_is_said(make: Callable[[TrainingBatch], Any], said: s
         make(two_turns())
 
 
-@pytest.mark.parametrize("method", ["to_torch", "to_verl", "to_openrlhf", "to_areal"])
-def test_a_missing_package_is_named(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+TORCH: list[tuple[str, dict[str, Any]]] = [
+    *((method, {"pad_token_id": 0}) for method in ("to_torch", "to_verl", "to_openrlhf", "to_areal")),
+    ("to_tree", {}),
+    ("to_verl_rows", {"global_steps": 1}),
+]
+
+
+@pytest.mark.parametrize(("method", "arguments"), TORCH)
+def test_a_missing_package_is_named(method: str, arguments: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=f"{method} needs the package torch: `pip install torch`"):
-        getattr(two_turns(), method)(pad_token_id=0)
+        getattr(two_turns(), method)(**arguments)
+
+
+@pytest.mark.parametrize("algorithm", ["sft", "dpo", "kto"])
+def test_a_missing_datasets_package_is_named(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=f"to_{algorithm} needs the package datasets: `pip install datasets`"):
+        getattr(a_batch(a_pair(), algorithm=algorithm), f"to_{algorithm}")()
+    with pytest.raises(UserError, match="to_hf needs the package datasets"):
+        two_turns().to_hf()
 
 
 def test_missing_pyarrow_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,30 @@
+// A list of rows: one row chosen, rows picked, cells that narrow the list, a head that stays. Rows are keyed by their id.
+import { html, useEffect, useRef } from "./ui.js";
+import { sqlPath } from "./router.js";
+
+export const AsSql = ({ of, ...words }) => html`<a class="button" href=${sqlPath(of, words)} title="this table as a statement, to change and to run">As SQL</a>`;
+
+// columns: [{name, title, cell(row), term(row), number}]; `term` is the filter that a click on the cell adds. With onPick(id,
+// range), rows have a box; `picked` is the set of ids.
+export function Table({ label, columns, rows, chosen, onChoose, onTerm, fresh, picked, onPick }) {
+  const body = useRef(null);
+  useEffect(() => {
+    if (chosen) body.current?.querySelector("[aria-selected=true]")?.scrollIntoView({ block: "nearest" });
+  }, [chosen]);
+  return html`<div class="scroll" tabindex="0" role="region" aria-label=${label}><table class="rows">
+    <caption class="hidden">${label}</caption>
+    <thead><tr>${onPick ? html`<th scope="col"><span class="hidden">picked</span></th>` : null}${columns.map((c) => html`<th scope="col" class=${c.number ? "number" : ""} title=${c.hint}>${c.title}</th>`)}</tr></thead>
+    <tbody ref=${body}>${rows.map((row) => html`<tr key=${row.id + row.group} data-id=${row.id} class=${`${fresh?.has(row.id) ? "fresh" : ""} ${picked?.has(row.id) ? "picked" : ""}`} aria-selected=${row.id === chosen} onClick=${() => onChoose(row.id)}>
+      ${onPick ? html`<td class="pick" onClick=${(e) => { e.stopPropagation(); e.preventDefault(); onPick(row.id, e.shiftKey); }}><input type="checkbox" tabindex="-1" aria-label=${`Pick ${row.id}`} checked=${picked.has(row.id)} /></td>` : null}
+      ${columns.map((c) => html`<${Cell} column=${c} row=${row} onTerm=${onTerm} />`)}
+    </tr>`)}</tbody>
+  </table></div>`;
+}
+
+function Cell({ column, row, onTerm }) {
+  const term = column.term?.(row) ?? null;
+  const shown = column.cell(row);
+  if (term === null) return html`<td class=${column.number ? "number" : ""}>${shown}</td>`;
+  return html`<td class=${column.number ? "number" : ""}><button class="cell" tabindex="-1" title=${`only ${term} (Shift: not)`}
+    onClick=${(e) => { e.stopPropagation(); onTerm(e.shiftKey ? `-${term}` : term); }}>${shown}</button></td>`;
+}
