@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.plan import STAGES, draw
+from tests.chaos.plan import STAGES, deck, draw
 from tests.chaos.run import run_chaos
 
 pytestmark = [
@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Unclosed AIOKafkaConnection:ResourceWarning"),
 ]
 
-SEED, SECONDS = 326, 45.0
+SEED, SECONDS = 326, 120.0
 
 
 @pytest.mark.timeout(600)
@@ -25,6 +25,7 @@ def test_every_invariant_holds_whatever_strikes(tmp_path: Path) -> None:
     print(result.report())
     assert [str(violation) for violation in result.violations] == []
     assert result.faults == draw(SEED, SECONDS)
+    assert {(fault.kind, fault.target) for fault in result.faults} == {*deck()}
     assert result.struck.keys() == {fault.kind for fault in result.faults}
     killed = {fault.target for fault in result.faults if fault.kind == "kill"}
     assert {name for name in killed if not result.restarts[name]} == set()

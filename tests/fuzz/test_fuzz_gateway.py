@@ -75,8 +75,8 @@ async def a_field(stack: Stack, tmp_path: Path, seed: str) -> AsyncIterator[Fiel
     book, name = Book(seed), f"fuzz-{time.time_ns():x}"
     ring = Ring(seed, name)
     fixed: dict[str, Any] = {
-        "read_timeout": 3.0,
-        "connect_timeout": 3.0,
+        "read_timeout": 8.0,
+        "connect_timeout": 8.0,
         "retry_grace": 0.05,
         "replay_ttl": 0.5,
         "max_replay_bytes": 2**20,
