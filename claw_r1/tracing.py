@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -34,7 +35,6 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from claw_r1.errors import WrongUse
 
 if TYPE_CHECKING:
-    from opentelemetry.context import Context
     from opentelemetry.trace import Span, TraceState
     from opentelemetry.util.types import Attributes, AttributeValue
 
@@ -75,16 +75,16 @@ class Spans:
         kind: SpanKind,
         found: Mapping[str, object],
         *,
-        context: "Context | None" = None,
+        context: Context | None = None,
         traces: Iterable[bytes] = (),
         start: float | None = None,
     ) -> "Span":
-        """A span with these attributes, linked to the spans that `traces` (traceparents) name; `context` has its parent.
-        `start` in seconds since the epoch; None: now."""
+        """A span with these attributes, linked to the spans that `traces` (traceparents) name. `context` has its parent; None:
+        it has none, whatever span is current here. `start` in seconds since the epoch; None: now."""
         links, left_out = link(traces)
         return self._tracer.start_span(
             name,
-            context=context,
+            context=Context() if context is None else context,
             kind=kind,
             attributes=attributes_of({**found, "claw.links_left_out": left_out or None}),
             links=links,
@@ -141,7 +141,7 @@ class LinkBased(Sampler):
 
     def should_sample(
         self,
-        parent_context: "Context | None",
+        parent_context: Context | None,
         trace_id: int,
         name: str,
         kind: SpanKind | None = None,
@@ -180,7 +180,7 @@ def _resource(service: str) -> Resource:
 # ------------------------------------------------------------------------------------------------------------- contexts
 
 
-def read_context(headers: Mapping[str, str]) -> "Context":
+def read_context(headers: Mapping[str, str]) -> Context:
     """The parent that `traceparent` and `tracestate` name; none if they name none."""
     return _CONTEXTS.extract(headers)
 

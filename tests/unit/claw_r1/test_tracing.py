@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import SpanKind, use_span
 
 from claw_r1.tracing import MAX_LINKS, Spans, fail, link, read_context, traceparent_of
 
@@ -90,6 +90,15 @@ def test_links_do_not_overrule_a_sampler_that_follows_nobody(monkeypatch: pytest
 
     assert told(use) == ((), Counter())
     assert int(named[0][-2:], 16) % 2 == 0
+
+
+def test_a_span_is_below_none_that_happens_to_be_current() -> None:
+    def use(spans: Spans) -> None:
+        with use_span(spans.begin("the trainer's own", SpanKind.INTERNAL, {}), end_on_exit=True):
+            spans.begin("a batch", SpanKind.CONSUMER, {}).end()
+
+    batch, _ = told(use)[0]
+    assert (batch.name, batch.parent) == ("a batch", None)
 
 
 def test_a_span_begins_when_it_is_told_to_and_says_why_it_failed() -> None:

@@ -34,7 +34,7 @@ from streams import app
 from streams.carry import Copied, draft, hold
 from streams.outbox import Sending
 from streams.partition import PartitionWorker
-from tests.factories import RUN, a_group, a_recipe, a_step
+from tests.factories import RUN, a_group, a_recipe, a_started, a_step
 
 START = 1000.0
 
@@ -172,6 +172,19 @@ def test_a_group_that_is_dropped_is_a_span_with_the_reason(tmp_path: Path) -> No
     fates = {e.reason for e, _ in told.events(Outcome) if isinstance(e, Outcome) and e.trajectory_uid is None}
     assert values(span)["claw.reason"] in fates
     assert span.status.is_ok
+
+
+def test_the_step_that_was_waited_for_is_linked_too(tmp_path: Path) -> None:
+    """With it the group is decided and closes: it is in no open round when it was taken in."""
+    told = Told(tmp_path)
+    worker = told.worker()
+    facts = a_group(rewards=(1.0, 0.0), steps=1)
+    last = next(fact for fact in reversed(facts) if isinstance(fact, Step))
+    facts.remove(last)
+    worker.fold(a_log([set_recipe(), a_started(last), *facts, last]))
+    flush(worker)
+    (span,) = told.end()
+    assert (links(span), values(span)["claw.steps"]) == ([1, 2], 2)
 
 
 def test_two_recipes_are_two_spans_and_the_records_of_each_name_its_own(tmp_path: Path) -> None:
