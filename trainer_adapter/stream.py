@@ -312,6 +312,8 @@ class AsyncBatchStream:
             if lap == self._lap:  # else a seek came meanwhile: the batch, if there is one, has its cut and its turn
                 self._handed = batch.sequence
                 return batch
+            if self._tracing is not None:
+                self._tracing.give_up("seek", sequence)
 
     async def _settle(self) -> None:
         """After a transaction whose end was not known: learn it, and let go of groups that are in a cut after all."""
