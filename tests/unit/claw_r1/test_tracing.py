@@ -45,7 +45,7 @@ def test_what_nobody_has_is_linked_only_if_there_is_nothing_else() -> None:
     assert linked([a_trace(1, "00"), a_trace(2, "00")]) == [1, 2]
 
 
-@pytest.mark.parametrize("trace", [b"", b"no trace", b"\xff" * 55, a_trace(0), a_trace(1)[:-1]])
+@pytest.mark.parametrize("trace", [b"ff" + a_trace(1)[2:], b"", b"no trace", b"\xff" * 55, a_trace(0), a_trace(1)[:-1]])
 def test_what_is_no_traceparent_is_no_link(trace: bytes) -> None:
     assert linked([trace, a_trace(5)]) == [5]
     assert linked([trace]) == []
