@@ -5,6 +5,9 @@ RetryableError: pause, then try again.  InvalidRecord: dead-letter the record.  
 supervisor starts it again and replay is the one recovery path.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 
 class ClawError(Exception):
     """Base of the errors that this project raises on purpose."""
@@ -40,6 +43,17 @@ class WrongUse(UserError):
 
 class DependencyUnreachable(UserError):
     """A broker, an engine or a database that the command needs does not answer (exit code 3)."""
+
+
+@contextlib.contextmanager
+def needing(extra: str, what: str) -> Iterator[None]:
+    """Imports of what only an extra of the package brings. Raises WrongUse where it is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise WrongUse(
+            f"{what} needs packages that are not installed ({error}): pip install 'claw-r1[{extra}]'"
+        ) from error
 
 
 def exit_code(error: ClawError) -> int:

@@ -112,6 +112,7 @@ STREAMS_SPILLED_BYTES = Counter(
 STREAMS_TRANSACTION_SECONDS = Histogram(
     "claw_streams_transaction_seconds", "A transaction of decisions, begin to commit.", buckets=_FAST
 )
+STREAMS_SPANS = Counter("claw_streams_spans_total", "Spans of decisions: ended, exported, failed to be.", ["result"])
 
 # reward and annotation workers
 _SLOW = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -126,6 +127,7 @@ WORKERS_SECONDS = Histogram(
 )
 WORKERS_BACKLOG = Gauge("claw_workers_backlog_records", "Trajectories not yet done.", ["partition"])
 WORKERS_IN_FLIGHT = Gauge("claw_workers_in_flight", "Trajectories being worked on.")
+WORKERS_SPANS = Counter("claw_workers_spans_total", "Spans of sources: ended, exported, failed to be.", ["result"])
 
 # sinks
 SINKS_ROWS = Counter("claw_sinks_rows_total", "Rows inserted, by table.", ["table"])
@@ -136,6 +138,7 @@ SINKS_DROPPED = Counter(
 SINKS_INSERT_SECONDS = Histogram("claw_sinks_insert_seconds", "One insert.", ["table"], buckets=_FAST)
 SINKS_LAG = Gauge("claw_sinks_lag_records", "Records not yet stored.", ["topic", "partition"])
 SINKS_RETRIES = Counter("claw_sinks_retries_total", "Inserts tried again.", ["reason"])
+SINKS_SPANS = Counter("claw_sinks_spans_total", "Spans of flushes: ended, exported, failed to be.", ["result"])
 
 # the local ClickHouse front
 CLICKHOUSE_QUERIES = Counter(

@@ -311,6 +311,10 @@ class StreamsSettings(Settings):
         description="folder on a local disk for steps that have no place in memory: a cache that may be deleted at any time",
     )
     transaction_timeout: Duration = Field(15.0, description="a dead worker's open transaction ends after this, seconds")
+    trace: bool = Field(
+        False,
+        description="tell each decision of a group as an OpenTelemetry span, linked to its steps' (OTEL_* variables)",
+    )
 
     @classmethod
     def prefix(cls) -> str:
@@ -381,6 +385,11 @@ class WorkersSettings(Settings):
     session_timeout: Duration = Field(10.0, description="a worker silent for this long loses its partitions, seconds")
     max_invalid: int = Field(100, gt=0, description="invalid records in a row at which the worker stops")
     skip_lost: bool = Field(False, description="go on where the log begins if its retention took what was not done")
+    trace: bool = Field(
+        False,
+        description="tell each trajectory that a source was asked of as an OpenTelemetry span, below its last call's (OTEL_* "
+        "variables)",
+    )
 
     @classmethod
     def prefix(cls) -> str:
@@ -400,6 +409,10 @@ class SinksSettings(Settings):
     session_timeout: Duration = Field(6.0, description="a sink silent for this long loses its partitions, seconds")
     max_invalid: int = Field(100, gt=0, description="invalid records in a row in one topic at which the sink stops")
     skip_lost: bool = Field(False, description="go on where the log begins if its retention took what was not stored")
+    trace: bool = Field(
+        False,
+        description="tell each flush as an OpenTelemetry span, linked to those that its records name (OTEL_* variables)",
+    )
 
     @classmethod
     def prefix(cls) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from claw_r1 import health
 from claw_r1.blobs import open_blobs
-from claw_r1.errors import RetryableError, WrongUse
+from claw_r1.errors import RetryableError, needing
 from claw_r1.keys import Key, Secrets, check_listening, is_loopback
 from claw_r1.settings import GatewaySettings
 from gateway.access import Access, check_listed, check_target, place
@@ -267,12 +267,8 @@ def _spool(settings: GatewaySettings) -> Spool | None:
 
 
 def _tracing(fleet: Fleet) -> "Tracing":
-    try:
+    with needing("otel", "CLAW_GATEWAY_TRACE"):
         from gateway.tracing import open_tracing
-    except ModuleNotFoundError as error:
-        raise WrongUse(
-            f"CLAW_GATEWAY_TRACE needs packages that are not installed ({error}): pip install 'claw-r1[otel]'"
-        ) from error
 
     def kind_of(url: str) -> str:
         engine = fleet.roster.get(url)

@@ -15,7 +15,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
@@ -23,7 +23,7 @@ from aiokafka.errors import OffsetOutOfRangeError
 from claw_r1 import bus, membership, metrics
 from claw_r1.clickhouse import ClickHouse
 from claw_r1.codec import MOVED, decode, header
-from claw_r1.errors import InvalidRecord, RetryableError, UserError
+from claw_r1.errors import InvalidRecord, RetryableError, UserError, needing
 from claw_r1.health import HealthServer
 from claw_r1.membership import BROKER_DEADLINE, NEVER_IDLE_MS, Fenced
 from claw_r1.settings import SinksSettings
@@ -34,6 +34,9 @@ from sinks.plan import Commit, Dead, Limits, LostRecords, Partition
 from sinks.purged import drop_purged, list_purged
 from sinks.rows import Place, list_rows
 from sinks.writer import insert_promised
+
+if TYPE_CHECKING:
+    from sinks.tracing import Tracing
 
 log = logging.getLogger("claw.sinks")
 
@@ -61,8 +64,15 @@ def topic_pattern() -> str:
 class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
     """One member of the group `settings.group`. `at` is told the points of a flush: promised, inserted, stored."""
 
-    def __init__(self, settings: SinksSettings, stop: asyncio.Event, at: Callable[[str], None] = lambda point: None):
+    def __init__(
+        self,
+        settings: SinksSettings,
+        stop: asyncio.Event,
+        at: Callable[[str], None] = lambda point: None,
+        tracing: "Tracing | None" = None,
+    ) -> None:
         self._settings = settings
+        self._tracing = tracing
         self._stop = stop
         self._at = at
         self._partitions: dict[TopicPartition, Partition] = {}
@@ -261,6 +271,8 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
             if partition.wants(record.offset):
                 rows, dead = self._convert(record)
                 partition.take(record.offset, len(record.value or b"") + 200, now, rows, dead)
+                if self._tracing is not None and (trace := header(record.headers, "traceparent")) is not None:
+                    partition.pending.traces[trace] = None
             elif record.offset >= partition.next:
                 self._overshot.add(tp)
 
@@ -300,26 +312,31 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
             try:
                 promises = {tp: partition.promise() for tp, partition in partitions.items()}
                 self._drop_purged(partitions.values())
-                await membership.commit(self._consumer, promises)
-                self._at("promised")
-                await insert_promised(self._clickhouse, partitions.values(), self._at)
-                await self._bury([dead for partition in partitions.values() for dead in partition.range.dead])
-                for tp, partition in partitions.items():
-                    metrics.SINKS_RECORDS.labels(tp.topic).inc(partition.range.count)
-                commits = {tp: partition.stored() for tp, partition in partitions.items()}
-                # Before anything else is read: what came past a promised range was not taken.
-                for tp in self._overshot.intersection(partitions):
-                    membership.seek(self._consumer, tp, partitions[tp].first)
-                    self._overshot.discard(tp)
-                self._at("inserted all")
-                # If only this fails, the next promise commits the same offset, or the next owner's insert adds nothing.
-                await membership.commit(self._consumer, commits)
-                self._at("stored")
+                with contextlib.nullcontext() if self._tracing is None else self._tracing.flush(partitions):
+                    await self._store(partitions, promises)
             except Fenced:
                 log.warning("lost the partitions during a flush; their next owner repeats it")
                 self._forget()
                 return
             self._last_flush = time.monotonic() - started
+
+    async def _store(self, partitions: dict[TopicPartition, Partition], promises: dict[TopicPartition, Commit]) -> None:
+        """The promise, the inserts, the dead letters, the next offset. Raises Fenced and RetryableError."""
+        await membership.commit(self._consumer, promises)
+        self._at("promised")
+        await insert_promised(self._clickhouse, partitions.values(), self._at)
+        await self._bury([dead for partition in partitions.values() for dead in partition.range.dead])
+        for tp, partition in partitions.items():
+            metrics.SINKS_RECORDS.labels(tp.topic).inc(partition.range.count)
+        commits = {tp: partition.stored() for tp, partition in partitions.items()}
+        # Before anything else is read: what came past a promised range was not taken.
+        for tp in self._overshot.intersection(partitions):
+            membership.seek(self._consumer, tp, partitions[tp].first)
+            self._overshot.discard(tp)
+        self._at("inserted all")
+        # If only this fails, the next promise commits the same offset, or the next owner's insert adds nothing.
+        await membership.commit(self._consumer, commits)
+        self._at("stored")
 
     async def _learn_purges(self) -> None:
         if (now := time.monotonic()) - self._purges_read > PURGES_AGE:
@@ -361,10 +378,19 @@ async def run(settings: SinksSettings, stop: asyncio.Event) -> None:
     """A sink with its health pages, until `stop`."""
     gc.freeze()  # what was made at the start lives as long as the process
     gc.set_threshold(*GARBAGE)
-    sink = Sink(settings, stop)
+    tracing = _open_tracing(settings) if settings.trace else None
+    sink = Sink(settings, stop, tracing=tracing)
     health = HealthServer(settings.host, settings.port, sink.why_not_ready)
     await health.start()
     try:
         await sink.run()
     finally:
         await health.stop()
+        if tracing is not None:
+            await tracing.stop()
+
+
+def _open_tracing(settings: SinksSettings) -> "Tracing":
+    with needing("otel", "CLAW_SINKS_TRACE"):
+        from sinks.tracing import open_tracing
+    return open_tracing(settings.group, settings.database)

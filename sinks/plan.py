@@ -18,6 +18,8 @@ from claw_r1.errors import InvalidRecord, UserError
 from sinks.rows import ROWS_VERSION
 
 Rows = dict[str, list[tuple[Any, ...]]]
+Traces = dict[bytes, None]
+"""Different traceparents, in the order in which they came."""
 
 
 class Limits(NamedTuple):
@@ -60,6 +62,8 @@ class Buffer:
     bytes: int = 0
     since: float = 0.0
     """When the oldest record came, on the monotonic clock."""
+    traces: Traces = field(default_factory=dict)
+    """Those that its records name, where flushes are told."""
 
     def passes(self, limits: Limits, now: float) -> bool:
         return self.count > 0 and (self.fills(limits) or now - self.since >= limits.age)

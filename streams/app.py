@@ -9,7 +9,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import Awaitable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import faust
 from aiokafka import TopicPartition
@@ -18,10 +18,14 @@ from faust.transport.drivers.aiokafka import Consumer, Producer, Transport
 from faust.types import TP
 
 from claw_r1 import bus, metrics, wire
+from claw_r1.errors import needing
 from claw_r1.health import HealthServer
 from claw_r1.settings import StreamsSettings
 from claw_r1.topics import EVENTS, OUTCOMES, RECIPES, TRAJECTORIES
 from streams.partition import PartitionWorker
+
+if TYPE_CHECKING:
+    from claw_r1.tracing import Spans
 
 log = logging.getLogger("claw.streams")
 
@@ -84,8 +88,10 @@ class StatelessApp(faust.App):
 class StreamWorker:
     """One process of the group `settings.app`."""
 
-    def __init__(self, settings: StreamsSettings) -> None:
+    def __init__(self, settings: StreamsSettings, spans: "Spans | None" = None) -> None:
+        """With `spans`, which the caller stops, decisions are told."""
         self.settings = settings
+        self._spans = spans
         self.partitions: dict[int, PartitionWorker] = {}
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -146,7 +152,8 @@ class StreamWorker:
         committed = await bus.committed_offsets(
             self.settings.kafka, self.settings.app, [TopicPartition(EVENTS, number) for number in assigned]
         )
-        workers = {number: PartitionWorker(self.settings, number, share=len(assigned)) for number in assigned}
+        share, spans = len(assigned), self._spans
+        workers = {n: PartitionWorker(self.settings, n, share=share, spans=spans) for n in assigned}
         self.partitions = workers
         rebuilt = await asyncio.gather(
             *(worker.rebuild(committed[TopicPartition(EVENTS, number)]) for number, worker in workers.items()),
@@ -309,7 +316,8 @@ async def run(settings: StreamsSettings, stop: asyncio.Event) -> None:
     """Work until `stop` is set. Raises what made the worker fail."""
     gc.freeze()
     gc.set_threshold(*GARBAGE)
-    worker = StreamWorker(settings)
+    spans = _open_spans() if settings.trace else None
+    worker = StreamWorker(settings, spans)
     health = HealthServer(settings.host, settings.port, worker.why_waiting)
     await health.start()
     stopping = asyncio.create_task(stop.wait())
@@ -327,6 +335,14 @@ async def run(settings: StreamsSettings, stop: asyncio.Event) -> None:
         for task in (stopping, living):
             task.cancel()
         await health.stop()
+        if spans is not None:
+            await spans.stop()
+
+
+def _open_spans() -> "Spans":
+    with needing("otel", "CLAW_STREAMS_TRACE"):
+        from streams.tracing import open_tracing
+    return open_tracing()
 
 
 async def _live(worker: StreamWorker) -> None:

@@ -131,7 +131,8 @@ async def read_copies(
                 offset, timestamp = read_place(record.headers[0][1])
                 fact = decode(record.headers, record.value)
                 assert isinstance(fact, GroupFact)
-                mine.append(Copied(offset, timestamp / 1000, fact))
+                trace = header(record.headers, "traceparent")
+                mine.append(Copied(offset, timestamp / 1000, fact, trace))
     for one in carried:
         mine = copies[event_key(one.run_id, one.prompt_uid)]
         yield one, [copied for copied in mine if copied.offset < one.pos]

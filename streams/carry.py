@@ -28,6 +28,8 @@ class Copied(NamedTuple):
     time: float
     """When it was appended there, seconds since the epoch."""
     fact: GroupFact
+    trace: bytes | None = None
+    """The traceparent of its record."""
 
 
 def is_due(group: GroupState, now: float, carry_after: float) -> bool:

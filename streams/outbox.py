@@ -28,12 +28,13 @@ class Sending(NamedTuple):
     record: Record
 
 
-def address(output: Output, *, source: str) -> Sending:
+def address(output: Output, *, source: str, traceparent: str | None = None) -> Sending:
     """The record of an output; a ready group gets the clock's time. Raises InvalidRecord if it does not fit into one."""
     event = output.event
     if isinstance(event, GroupReady):
         event = event.model_copy(update={"decided_at": time.time()})
-    return Sending(output.topic, output.partition, encode(event, source=source, key=output.key))
+    record = encode(event, source=source, key=output.key, traceparent=traceparent)
+    return Sending(output.topic, output.partition, record)
 
 
 def cut(sendings: Iterable[Sending], *, most: int | None = None) -> Iterator[list[Sending]]:

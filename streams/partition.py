@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 
@@ -28,6 +29,10 @@ from streams.carry import draft, hold, is_due, open_groups, settle
 from streams.outbox import Sending
 from streams.spill import STEP_BYTES, Budget
 from streams.state import Key, Output, PartitionState
+
+if TYPE_CHECKING:
+    from claw_r1.tracing import Spans
+    from streams.tracing import Telling
 
 log = logging.getLogger("claw.streams")
 
@@ -53,8 +58,10 @@ class LogTruncated(ClawError):
 class PartitionWorker:
     """The shell around one PartitionState."""
 
-    def __init__(self, settings: StreamsSettings, partition: int, *, share: int = 1) -> None:
-        """One of `share` partitions that share this worker's memory."""
+    def __init__(
+        self, settings: StreamsSettings, partition: int, *, share: int = 1, spans: "Spans | None" = None
+    ) -> None:
+        """One of `share` partitions that share this worker's memory; with `spans` decisions are told."""
         self.settings = settings
         self.partition = partition
         self.state = PartitionState(partition)
@@ -75,6 +82,11 @@ class PartitionWorker:
         self._invalid_run = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._traces = None
+        if spans is not None:
+            from streams.tracing import GroupTraces
+
+            self._traces = GroupTraces(spans, partition, settings.app)
 
     # ------------------------------------------------------------------------------------------------------------- start
 
@@ -125,6 +137,8 @@ class PartitionWorker:
         known = {(a.name, a.version): a for a in active if a.partition == self.partition}
         async for carried, copies in read_copies(consumer, events, open_groups(ledger, self.partition)):
             hold(state, carried, copies, known)
+            if self._traces is not None:
+                self._traces.hold(carried, copies)
         async for records in bus.read_range(consumer, events, start, end):
             metrics.STREAMS_REPLAYED.inc(len(records))
             self.fold(records)
@@ -191,7 +205,10 @@ class PartitionWorker:
                 outputs += self._spoil(record, error)
                 continue
             self._invalid_run = 0
-            outputs += state.apply(event, record.offset, record.timestamp / 1000)
+            made = state.apply(event, record.offset, record.timestamp / 1000)
+            outputs += made
+            if self._traces is not None and isinstance(event, Step):
+                self._traces.follow(event, record, state, made)
             taken[event.TYPE] = taken.get(event.TYPE, 0) + 1
             if isinstance(event, Step):
                 size += STEP_BYTES + len(record.value)
@@ -266,7 +283,8 @@ class PartitionWorker:
         """Write what is decided so far; then what lies below the oldest open group may be committed."""
         outputs, self._pending, self._pending_bytes = self._pending, [], 0
         safe = self.state.committable
-        for records in outbox.cut(map(self._record, outputs)):
+        telling = None if self._traces is None else self._traces.begin(outputs)
+        for records in outbox.cut(self._record(output, telling) for output in outputs):
             with metrics.STREAMS_TRANSACTION_SECONDS.time():
                 await self._write(records)
         for output in outputs:
@@ -274,6 +292,8 @@ class PartitionWorker:
                 count_output(output.event)
                 if isinstance(output.event, GroupCarried):
                     metrics.STREAMS_CARRIED.inc(settle(self.state, output.event))
+        if telling is not None:
+            telling.end()
         self.safe = safe
         if len(self._pending) <= MAX_PENDING and self._pending_bytes <= MAX_PENDING_BYTES:
             self._room.set()
@@ -285,10 +305,11 @@ class PartitionWorker:
         assert self._producer is not None
         await outbox.write(self._producer, records, timeout=self.settings.transaction_timeout)
 
-    def _record(self, output: Output | Record) -> Sending:
+    def _record(self, output: Output | Record, telling: "Telling | None") -> Sending:
         if isinstance(output, Record):
             return Sending(dlq_topic(EVENTS), None, output)
-        return outbox.address(output, source=self._source)
+        trace = None if telling is None else telling.trace_of(output.event)
+        return outbox.address(output, source=self._source, traceparent=trace)
 
     async def settle(self) -> None:
         """Wait until every output so far is durable."""

@@ -52,14 +52,15 @@ class Entry:
     topic: str
     key: str
     event: Event
+    traceparent: str | None = None
 
 
 def cut_entry(cut: BatchCut) -> Entry:
     return Entry(topics.CUTS, cut.recipe, cut)
 
 
-def trained_entry(trained: BatchTrained) -> Entry:
-    return Entry(topics.CUTS, trained.recipe, trained)
+def trained_entry(trained: BatchTrained, traceparent: str | None = None) -> Entry:
+    return Entry(topics.CUTS, trained.recipe, trained, traceparent)
 
 
 def fate_entry(fate: Outcome) -> Entry:
@@ -181,7 +182,8 @@ class Ledger:
                     self._next = offset + 1
 
     async def _send(self, producer: AIOKafkaProducer, entry: Entry) -> asyncio.Future[Any]:
-        record = encode(entry.event, source=f"trainer/{self._holder}", key=entry.key.encode())
+        source = f"trainer/{self._holder}"
+        record = encode(entry.event, source=source, key=entry.key.encode(), traceparent=entry.traceparent)
         try:
             future: asyncio.Future[Any] = await producer.send(
                 entry.topic, record.value, key=record.key, headers=record.headers, partition=0

@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
@@ -25,6 +25,9 @@ from claw_r1.events import Decision, GroupReady, Policy, RecipeActive, Sample
 from claw_r1.recipes import Recipe
 from trainer_adapter.groups import Shelf
 from trainer_adapter.records import Head, Mark, is_sample, read_ready
+
+if TYPE_CHECKING:
+    from trainer_adapter.tracing import BatchTracing
 
 log = logging.getLogger("claw.trainer")
 
@@ -62,6 +65,8 @@ class Source:
         """run_id → its newest trained policy."""
         self.counts: Counter[str] = Counter()
         self.last_ready_at: float | None = None
+        self.tracing: BatchTracing | None = None
+        """Is told of the markers that are read."""
         self._name = recipe
         self._kafka = kafka
         self._deadline = deadline
@@ -207,6 +212,8 @@ class Source:
         self.shelf.put(record.offset, event, at, record.value)
         if isinstance(event, Mark):
             self.last_ready_at = at
+            if self.tracing is not None:
+                self.tracing.note(record.offset, record.headers)
 
     def _take_fact(self, partition: TopicPartition, record: ConsumerRecord) -> None:
         try:
@@ -365,6 +372,8 @@ class Source:
                 raise InvalidRecord(error.reason, f"the record at {where} cannot be read: {error}") from error
             if isinstance(event, Mark | Decision) and record.offset in offsets:
                 found_others[record.offset] = event.marker if isinstance(event, Mark) else event
+                if self.tracing is not None and isinstance(event, Mark):
+                    self.tracing.note(record.offset, record.headers)
 
         await self._read_again(start, end, keep)
         if missing := (set(samples) - found.keys()) or (set(offsets) - found_others.keys()):

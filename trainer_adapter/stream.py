@@ -14,16 +14,25 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from claw_r1.errors import DependencyUnreachable, RetryableError, UserError
+from claw_r1.errors import DependencyUnreachable, RetryableError, UserError, needing
 from claw_r1.events import BatchCut, BatchTrained, Decision, GroupReady, Outcome, Policy
 from claw_r1.ids import new_id
 from trainer_adapter.asking import ASK_S, Asking
 from trainer_adapter.batch import TrainingBatch, held_of
 from trainer_adapter.cut import Selection, call_futile, call_late
 from trainer_adapter.demand import Demander, Stock
-from trainer_adapter.ledger import Entry, Ledger, cut_entry, fate_entry, policy_entry, stats_entry, trained_entry
+from trainer_adapter.ledger import (
+    Entry,
+    Ledger,
+    Superseded,
+    cut_entry,
+    fate_entry,
+    policy_entry,
+    stats_entry,
+    trained_entry,
+)
 from trainer_adapter.outlook import Outlook
 from trainer_adapter.pool import Pool
 from trainer_adapter.rebuild import why_it_differs
@@ -32,6 +41,9 @@ from trainer_adapter.source import Trimmed
 from trainer_adapter.stats import list_stats, read_stats
 from trainer_adapter.tenure import await_free
 from trainer_adapter.waiting import Waiting
+
+if TYPE_CHECKING:
+    from trainer_adapter.tracing import BatchTracing
 
 log = logging.getLogger("claw.trainer")
 
@@ -60,6 +72,8 @@ class AsyncBatch(TrainingBatch):
     stream: "AsyncBatchStream" = field(repr=False)
     cut: BatchCut = field(repr=False)
     lap: int = field(repr=False)
+    traceparent: str | None = field(default=None, repr=False)
+    """Of the batch's span, for spans of the trainer's own; None: batches are not told."""
 
     async def commit(
         self,
@@ -98,6 +112,8 @@ class AsyncBatchStream:
     - `deadline`: seconds after which a broker that does not answer is an error of the single operation.
     - `pool`, `database`: ClickHouse URL and database of the pool. A batch that comes again is made from there if the recipe's
       topic was trimmed; and a wait says which groups are open and what they are short of.
+    - `trace`: tell each batch as an OpenTelemetry span, from its hand-over to its commit; where to is said by the standard
+      OTEL_* variables. It needs the extra `otel`.
     """
 
     def __init__(
@@ -114,6 +130,7 @@ class AsyncBatchStream:
         deadline: float = 30.0,
         pool: str | None = None,
         database: str = "claw",
+        trace: bool = False,
     ) -> None:
         self._name = recipe
         self._kafka = kafka
@@ -130,6 +147,8 @@ class AsyncBatchStream:
         self._pool = None if pool is None else Pool(pool, database)
         self._asking = Asking(None if pool is None else Pool(pool, database, timeout=ASK_S))
         self._demander = Demander(self._stock, kafka=kafka, holder=self._holder)
+        self._trace = trace
+        self._tracing: BatchTracing | None = None
         self._handed = 0
         self._position = 0
         self._lap = 0
@@ -151,8 +170,10 @@ class AsyncBatchStream:
         """Take the recipe, read its history, begin to read ahead.
 
         Raises RecipeHeld if another trainer has the recipe, and then nothing is changed; DependencyUnreachable; UserError for a
-        recipe or topic that does not exist.
+        recipe or topic that does not exist; WrongUse for OTEL_* variables that cannot be followed.
         """
+        if self._trace:
+            self._tracing = self._source.tracing = _open_tracing(self._name)
         try:
             if not self._take_over:
                 await await_free(self._kafka, self._name, self._named)
@@ -180,6 +201,9 @@ class AsyncBatchStream:
         await self._asking.close()
         await self._outlook.close()
         await self._ledger.close()
+        if self._tracing is not None:
+            tracing, self._tracing = self._tracing, None
+            await tracing.stop()
 
     # ------------------------------------------------------------------------------------------------------- state
 
@@ -208,6 +232,8 @@ class AsyncBatchStream:
             raise UserError(f"recipe {self._name} has no batch {cursor}: a cursor is 0 to {last} (its newest cut)")
         self._handed = self._position = cursor
         self._lap += 1
+        if self._tracing is not None:
+            self._tracing.give_up("seek")
         self._source.wake()
 
     def waiting(self) -> Waiting:
@@ -286,6 +312,8 @@ class AsyncBatchStream:
             if lap == self._lap:  # else a seek came meanwhile: the batch, if there is one, has its cut and its turn
                 self._handed = batch.sequence
                 return batch
+            if self._tracing is not None:
+                self._tracing.give_up("seek", sequence)
 
     async def _settle(self) -> None:
         """After a transaction whose end was not known: learn it, and let go of groups that are in a cut after all."""
@@ -387,7 +415,8 @@ class AsyncBatchStream:
         return Parts(samples, markers, {e.fact_id: e for e in others.values() if isinstance(e, Decision)})
 
     def _hand_out(self, cut: BatchCut, columns: dict[str, Any]) -> AsyncBatch:
-        return AsyncBatch(stream=self, cut=cut, lap=self._lap, **(columns | head_of(cut)))
+        trace = None if self._tracing is None else self._tracing.hand_out(cut, columns)
+        return AsyncBatch(stream=self, cut=cut, lap=self._lap, traceparent=trace, **(columns | head_of(cut)))
 
     # ------------------------------------------------------------------------------------------------------- commit
 
@@ -419,6 +448,7 @@ class AsyncBatchStream:
                     await self._settle()
                     if self._is_recorded(batch, policy_version):
                         self._position = max(self._position, batch.sequence)
+                        self._end_span(batch, policy_version)
                         return
                     await self._check_commit(batch, policy_version)
                     trained = BatchTrained(
@@ -436,17 +466,26 @@ class AsyncBatchStream:
                     fates = self._fates()
                     stats = map(stats_entry, list_stats(batch, columns, trained))
                     await self._ledger.append(
-                        [*stats, trained_entry(trained), policy_entry(_policy_of(trained)), *fates]
+                        [*stats, trained_entry(trained, batch.traceparent), policy_entry(_policy_of(trained)), *fates]
                     )
                     self._forget(fates)
                     if batch.lap == self._lap:  # else a seek came meanwhile, and what it said stands
                         self._position = batch.sequence
+                    self._end_span(batch, policy_version)
                     return
+                except Superseded:
+                    if self._tracing is not None:
+                        self._tracing.give_up("superseded")
+                    raise
                 except _AWAY as error:
                     if time.monotonic() > end:
                         raise RetryableError(f"batch {batch.sequence} is not committed: {error}") from error
                     log.warning("commit not confirmed", extra={"recipe": self._name, "error": str(error)})
                     await asyncio.sleep(_PAUSE_S)
+
+    def _end_span(self, batch: AsyncBatch, policy_version: int) -> None:
+        if self._tracing is not None:
+            self._tracing.commit(batch.sequence, policy_version)
 
     def _is_recorded(self, batch: AsyncBatch, policy_version: int) -> bool:
         last = self._ledger.history.last_trained
@@ -470,6 +509,12 @@ class AsyncBatchStream:
                 f"policy version {policy_version} does not rise: run {batch.run_id} has trained up to {newest}. A restored "
                 "trainer goes on at stream.policy_version + 1."
             )
+
+
+def _open_tracing(recipe: str) -> "BatchTracing":
+    with needing("otel", "trace=True"):
+        from trainer_adapter.tracing import open_tracing
+    return open_tracing(recipe)
 
 
 def _policy_of(trained: BatchTrained) -> Policy:

@@ -23,6 +23,8 @@ class Batch(TrainingBatch):
     sequence: int
     stream: "BatchStream" = field(repr=False)
     source: AsyncBatch = field(repr=False)
+    traceparent: str | None = field(default=None, repr=False)
+    """Of the batch's span, for spans of the trainer's own; None: batches are not told."""
 
     def commit(
         self,
@@ -73,6 +75,7 @@ class BatchStream:
         deadline: float = 30.0,
         pool: str | None = None,
         database: str = "claw",
+        trace: bool = False,
     ) -> None:
         self._make: Callable[[], AsyncBatchStream] = lambda: AsyncBatchStream(
             recipe,
@@ -86,6 +89,7 @@ class BatchStream:
             deadline=deadline,
             pool=pool,
             database=database,
+            trace=trace,
         )
         self._timeout = timeout
         self._stream: AsyncBatchStream | None = None
@@ -138,7 +142,7 @@ class BatchStream:
         Raises NoBatchYet (a TimeoutError) that says why; Superseded; InvalidRecord for a record that cannot be read.
         """
         handed = self._wait(self._open_stream().next(timeout))
-        return Batch(stream=self, source=handed, **held_of(handed))
+        return Batch(stream=self, source=handed, traceparent=handed.traceparent, **held_of(handed))
 
     def commit(
         self,

@@ -204,6 +204,15 @@ BOARDS: Final[dict[str, tuple[str, Sequence[tuple[str, Sequence[Panel]]]]]] = {
                     times(m.SINKS_INSERT_SECONDS, "An insert", "table"),
                     by(m.SINKS_ROWS, "table", "Rows inserted"),
                     by(m.SINKS_RETRIES, "reason", "Inserts tried again"),
+                    Panel(
+                        "Spans",
+                        (
+                            (rate(m.STREAMS_SPANS, "result"), "streams {{result}}"),
+                            (rate(m.WORKERS_SPANS, "result"), "workers {{result}}"),
+                            (rate(m.SINKS_SPANS, "result"), "sinks {{result}}"),
+                        ),
+                        "ops",
+                    ),
                 ),
             ),
         ),

@@ -8,14 +8,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aiokafka import AIOKafkaProducer, ConsumerRecord
 
 from claw_r1 import bus, metrics
-from claw_r1.codec import decode, encode
+from claw_r1.codec import Headers, decode, encode
 from claw_r1.dlq import dead_letter
-from claw_r1.errors import ClawError, InvalidRecord, RetryableError, WrongUse
+from claw_r1.errors import ClawError, InvalidRecord, RetryableError, WrongUse, needing
 from claw_r1.events import Annotation, Reward, Trajectory
 from claw_r1.health import HealthServer
 from claw_r1.rewards.finding import load_functions
@@ -27,6 +27,9 @@ from streams.workers.consumer import LONGEST_BACKOFF, TrajectoryConsumer
 from streams.workers.pool import StepStore
 from streams.workers.sources import LogProbSource, RewardSource, Source, Steps
 
+if TYPE_CHECKING:
+    from streams.workers.tracing import Tracing
+
 log = logging.getLogger("claw.workers")
 
 SEND_DEADLINE: Final = 15.0
@@ -37,12 +40,18 @@ class Desk:
     """Where trajectories meet the sources."""
 
     def __init__(
-        self, settings: WorkersSettings, sources: Sequence[Source], store: StepStore, producer: AIOKafkaProducer
+        self,
+        settings: WorkersSettings,
+        sources: Sequence[Source],
+        store: StepStore,
+        producer: AIOKafkaProducer,
+        tracing: "Tracing | None" = None,
     ) -> None:
         self._settings = settings
         self._sources = sources
         self._store = store
         self._producer = producer
+        self._tracing = tracing
         self._invalid_run = 0
 
     async def work(self, record: ConsumerRecord) -> None:
@@ -63,7 +72,7 @@ class Desk:
             steps = self._steps_once(event, closing)
             async with asyncio.TaskGroup() as group:
                 for source in self._sources:
-                    group.create_task(self._ask(source, event, steps))
+                    group.create_task(self._ask(source, event, steps, record.headers))
 
     def _wants(self, trajectory: Trajectory) -> bool:
         runs, channels = self._settings.runs, self._settings.channels
@@ -81,28 +90,35 @@ class Desk:
 
         return steps
 
-    async def _ask(self, source: Source, trajectory: Trajectory, steps: Steps) -> None:
+    async def _ask(self, source: Source, trajectory: Trajectory, steps: Steps, headers: Headers) -> None:
+        asked = None if self._tracing is None else self._tracing.begin(source.name, trajectory, headers)
+        facts: Sequence[Reward | Annotation] = ()
+        published, missing = 0, None
         try:
             facts = await source.facts(trajectory, steps)
         except Missing as error:
-            self._count_missing(source, trajectory, error.reason, error)
-            return
+            missing = error.reason
+            self._count_missing(source, trajectory, missing, error)
         for fact in facts:
             try:
-                await self._publish(fact, trajectory.partition)
+                await self._publish(fact, trajectory.partition, None if asked is None else asked.traceparent)
             except InvalidRecord as error:
-                self._count_missing(source, trajectory, error.reason, error)
+                missing = error.reason
+                self._count_missing(source, trajectory, missing, error)
             else:
+                published += 1
                 metrics.WORKERS_FACTS.labels(source.name).inc()
+        if asked is not None:
+            asked.end(published, missing)
 
     def _count_missing(self, source: Source, trajectory: Trajectory, reason: str, error: ClawError) -> None:
         metrics.WORKERS_MISSING.labels(source.name, reason).inc()
         about = {"run_id": trajectory.run_id, "trajectory_uid": trajectory.trajectory_uid, "source": source.name}
         log.warning("nothing could be said", extra={**about, "reason": reason, "why": str(error)[:500]})
 
-    async def _publish(self, fact: Reward | Annotation, partition: int) -> None:
+    async def _publish(self, fact: Reward | Annotation, partition: int, traceparent: str | None) -> None:
         """To the partition that has the group's facts; while the broker is away, again and again. Raises InvalidRecord."""
-        record = encode(fact, source="workers")
+        record = encode(fact, source="workers", traceparent=traceparent)
         await self._send(
             lambda: bus.publish(self._producer, EVENTS, record, deadline=SEND_DEADLINE, partition=partition)
         )
@@ -162,12 +178,21 @@ async def run(settings: WorkersSettings, stop: asyncio.Event) -> None:
         for source in sources:
             closing.push_async_callback(source.close)
         closing.push_async_callback(store.close)
+        tracing = _open_tracing(settings) if settings.trace else None
+        if tracing is not None:
+            closing.push_async_callback(tracing.stop)
         producer = await bus.start_producer(settings.kafka, client_id="claw-workers")
         closing.push_async_callback(bus.stop_producer, producer)
-        desk = Desk(settings, sources, store, producer)
+        desk = Desk(settings, sources, store, producer, tracing)
         consumer = TrajectoryConsumer(settings, stop, desk.work)
         health = HealthServer(settings.host, settings.port, lambda: consumer.waiting or pool_away)
         await health.start()
         closing.push_async_callback(health.stop)
         log.info("a worker begins", extra={"sources": [source.name for source in sources], "group": settings.group})
         await consumer.run()
+
+
+def _open_tracing(settings: WorkersSettings) -> "Tracing":
+    with needing("otel", "CLAW_WORKERS_TRACE"):
+        from streams.workers.tracing import open_tracing
+    return open_tracing(settings.group)

@@ -1,21 +1,17 @@
 """Spans of calls through a whole gateway reach a collector by OTLP, with the agent's span above and the engine's below."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from aiohttp import web
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from claw_r1 import bus, topics
 from claw_r1.codec import header
 from claw_r1.ids import new_id
 from claw_r1.local.ports import find_port
 from tests.conftest import Stack
+from tests.integration.collector import a_collector, values
 from tests.integration.gateway_stand import (
     Handler,
     Stand,
@@ -32,52 +28,6 @@ pytestmark = pytest.mark.stack
 TRACE = "a" * 32
 PARENT = f"00-{TRACE}-{'b' * 16}-01"
 ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "the word of the prompt"}], "temperature": 1.0}
-
-
-@dataclass
-class Collector:
-    """What a collector was told."""
-
-    url: str
-    bodies: list[bytes] = field(default_factory=list)
-
-    @property
-    def spans(self) -> list[Span]:
-        told = [ExportTraceServiceRequest.FromString(body) for body in self.bodies]
-        return [span for one in told for r in one.resource_spans for s in r.scope_spans for span in s.spans]
-
-
-@contextlib.asynccontextmanager
-async def a_collector(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Collector]:
-    """A listening collector that the OTEL_* variables name."""
-    port = find_port()
-    collector = Collector(f"http://127.0.0.1:{port}")
-
-    async def take(request: web.Request) -> web.Response:
-        collector.bodies.append(await request.read())
-        return web.Response(content_type="application/x-protobuf")
-
-    app = web.Application()
-    app.router.add_post("/v1/traces", take)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
-    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
-    try:
-        yield collector
-    finally:
-        await runner.cleanup()
-
-
-def values(span: Span) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for attribute in span.attributes:
-        kind = attribute.value.WhichOneof("value")
-        assert kind is not None
-        value = getattr(attribute.value, kind)
-        found[attribute.key] = [v.string_value for v in value.values] if kind == "array_value" else value
-    return found
 
 
 def noting(answer: Handler, seen: list[str | None]) -> Handler:

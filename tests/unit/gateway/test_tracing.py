@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 from claw_r1.errors import WrongUse
 from claw_r1.events import Sampling, Timings
 from claw_r1.settings import GatewaySettings
+from claw_r1.tracing import Spans
 from gateway.app import Gateway
 from gateway.calls.capture import Served, Status, make_steps
 from gateway.calls.chains import Chains
@@ -24,7 +25,7 @@ from gateway.dialects.captured import Captured, Choice
 from gateway.dialects.chat import asked
 from gateway.dialects.completions import dialect as completions
 from gateway.replies import Headers, Refusal
-from gateway.tracing import CallSpan, Tracing, open_tracing
+from gateway.tracing import SERVICE, CallSpan, Tracing, count, open_tracing
 from tests.unit.gateway.test_capture import a_call, a_captured, a_choice
 
 PARENT = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
@@ -49,7 +50,7 @@ def told(use: Callable[[Tracing], None]) -> tuple[ReadableSpan, ...]:
     exporter = InMemorySpanExporter()
 
     async def run() -> None:
-        tracing = Tracing(exporter, lambda url: "vllm")
+        tracing = Tracing(Spans(SERVICE, exporter, count), lambda url: "vllm")
         use(tracing)
         await tracing.stop()
 
@@ -274,7 +275,7 @@ def test_spans_that_the_collector_does_not_take_are_counted() -> None:
         return REGISTRY.get_sample_value("claw_gateway_spans_total", {"result": "failed"}) or 0.0
 
     async def run() -> None:
-        tracing = Tracing(Away(), lambda url: "vllm")
+        tracing = Tracing(Spans(SERVICE, Away(), count), lambda url: "vllm")
         begin(tracing).end("ok")
         await tracing.stop()
 
