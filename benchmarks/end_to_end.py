@@ -47,6 +47,8 @@ HELD_OUT: Final = (
 QUICK_FITTED: Final = (FITTED[0], SHAPE, FITTED[4], FITTED[5])
 SAMPLE_EVERY: Final = 5.0
 """Seconds between looks at the memory in a long run."""
+TELL_EVERY: Final = 12
+"""Looks from one that is told to the next."""
 PROBED: Final = 3
 """Times as long as another window: one step after the other is asked of the pool."""
 
@@ -312,7 +314,11 @@ async def measure_memory(bench: Bench, shape: Shape, steps_per_s: float, steps: 
 
     async def look() -> None:
         while True:
-            samples.append(bench.stand.rss())
+            found = bench.stand.rss()
+            if len(samples) % TELL_EVERY == 0:
+                told = ", ".join(f"{name} {rss / 2**20:.0f}" for name, rss in found.items())
+                say(f"memory in MB after {len(samples) * SAMPLE_EVERY / 60:.0f} min: {told}")
+            samples.append(found)
             await asyncio.sleep(SAMPLE_EVERY)
 
     async with _beside(look()):
