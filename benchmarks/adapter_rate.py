@@ -20,7 +20,7 @@ from typing import Any, Final
 from benchmarks import pools
 from benchmarks.adapter_log import LONG, STEP, TRAJECTORIES, TURNS, Shape, Template, a_writer
 from benchmarks.adapter_trainer import Plan
-from benchmarks.command import Command, hand_over
+from benchmarks.command import Command, hand_over, say
 from benchmarks.gateways import PIN_WARNING, Cores, LeftOut
 from benchmarks.report import Report, Value, machine, percentile, ratio, sections
 from benchmarks.spy import sampled
@@ -49,11 +49,6 @@ class Effort:
 
 QUICK: Final = Effort(4, 1, 20, 32)
 NORMAL: Final = Effort(20, 3, 300, 256)
-
-
-def say(line: str) -> None:
-    """Progress."""
-    print(line, file=sys.stderr, flush=True)
 
 
 # --------------------------------------------------------------------------------------------------------------- stand

@@ -1,6 +1,7 @@
 """The command line that benchmarks share: what is measured, and where the result goes."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,6 +45,11 @@ class Command(argparse.ArgumentParser):
             if unknown := [part for part in arguments.parts if part not in self._parts]:
                 self.error(f"no such {self._one}: {', '.join(unknown)}")
         return arguments
+
+
+def say(line: str) -> None:
+    """Progress."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def hand_over(report: Report, text: str, mark: str, arguments: argparse.Namespace) -> None:

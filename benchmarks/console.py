@@ -18,8 +18,8 @@ from typing import Final
 
 from playwright.sync_api import Browser, Page
 
-from benchmarks.command import Command, hand_over
-from benchmarks.pool_queries import DATABASE, QUICK, generate, say
+from benchmarks.command import Command, hand_over, say
+from benchmarks.pool_queries import DATABASE, QUICK, generate
 from benchmarks.report import Report, Value, machine, table
 from claw_r1.cli.console import serving
 from claw_r1.clickhouse import ClickHouse

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.command import Command, hand_over
+from benchmarks.command import Command, hand_over, say
 from benchmarks.costs import Window, Work
 from benchmarks.end_agents import Plan
 from benchmarks.end_latency import Stops, look_back, probe
@@ -65,11 +65,6 @@ class Effort:
 
 QUICK: Final = Effort(4.0, QUICK_FITTED, HELD_OUT[:1])
 NORMAL: Final = Effort(20.0, FITTED, HELD_OUT)
-
-
-def say(line: str) -> None:
-    """Progress."""
-    print(line, file=sys.stderr, flush=True)
 
 
 # -------------------------------------------------------------------------------------------------------------- windows

@@ -16,9 +16,9 @@ from string import ascii_letters
 from typing import Final
 
 from benchmarks import stream_log
-from benchmarks.command import Command, hand_over
+from benchmarks.command import Command, hand_over, say
 from benchmarks.report import Report, Value, machine, table
-from benchmarks.sink_rate import DATABASE, STEPS_OF_GROUP, Stand, a_stand, say
+from benchmarks.sink_rate import DATABASE, STEPS_OF_GROUP, Stand, a_stand
 from benchmarks.stream_log import RUN, Template
 from benchmarks.stream_stand import PARTITIONS, fill
 from claw_r1.clickhouse import ClickHouse

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from benchmarks.command import Command, hand_over
+from benchmarks.command import Command, hand_over, say
 from benchmarks.gateways import (
     KINDS,
     OURS,
@@ -77,11 +77,6 @@ class Effort:
 
 QUICK: Final = Effort((Case("rl", 1), Case("rl", 32)), 1.5, 0.5, 1, 15.0)
 FULL: Final = Effort(tuple(Case(shape, c) for shape in SHAPES for c in CONNECTIONS), 4.0, 1.0, 3, 60.0)
-
-
-def say(line: str) -> None:
-    """Progress."""
-    print(line, file=sys.stderr, flush=True)
 
 
 class Stand:

@@ -18,7 +18,7 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from benchmarks.command import Command, hand_over
+from benchmarks.command import Command, hand_over, say
 from benchmarks.report import Report, Value, machine, table
 from claw_r1.cli.trajectories import NEWEST
 from claw_r1.clickhouse import ClickHouse
@@ -235,11 +235,6 @@ async def measure(url: str, size: int) -> list[dict[str, Value]]:
 
 
 # --------------------------------------------------------------------------------------------------------- command line
-
-
-def say(line: str) -> None:
-    """Progress."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def as_text(report: Report) -> str:

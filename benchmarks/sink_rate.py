@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from benchmarks import stream_log
-from benchmarks.command import Command, hand_over
+from benchmarks.command import Command, hand_over, say
 from benchmarks.gateways import LeftOut
 from benchmarks.report import Report, Value, machine, percentile, sections
 from benchmarks.spy import sampled
@@ -56,11 +56,6 @@ class Effort:
 
 QUICK: Final = Effort(1_000, 1, 30)
 NORMAL: Final = Effort(5_000, 3, 100)
-
-
-def say(line: str) -> None:
-    """Progress."""
-    print(line, file=sys.stderr, flush=True)
 
 
 # --------------------------------------------------------------------------------------------------------------- stand

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import pools, stream_log
-from benchmarks.command import Command, hand_over
+from benchmarks.command import Command, hand_over, say
 from benchmarks.gateways import PIN_WARNING, Cores, LeftOut
 from benchmarks.report import Report, Value, machine, percentile, ratio, sections
 from benchmarks.spy import sampled
@@ -45,11 +45,6 @@ class Effort:
 QUICK: Final = Effort(500, 1, 50, 20_000, (1_000, 10_000), 4.0)
 NORMAL: Final = Effort(5_000, 3, 300, 200_000, (10_000, 100_000), 10.0)
 FULL: Final = Effort(5_000, 3, 300, 200_000, (10_000, 100_000, 1_000_000), 10.0)
-
-
-def say(line: str) -> None:
-    """Progress."""
-    print(line, file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs
