@@ -6,10 +6,17 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from claw_r1.local.stack import BACKENDS, RunningStack, is_ready, running_stack
 
 Stack = RunningStack
+
+# A machine that is busy with something else takes its time for an example: that is no fault of the example.
+settings.register_profile(
+    "unhurried", parent=settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("unhurried")
 
 LONGEST_FIRST = ("kill", "e2e", "fuzz", "integration", "contract", "architecture", "unit")
 """Folders of tests; what waits for processes comes first, so that at a run's end no worker waits for one long file."""
