@@ -20,7 +20,7 @@ from tests.workers import Worker, workers
 
 pytestmark = [pytest.mark.stack, pytest.mark.kill]
 
-SHORT_FORM = Shape(groups=60, facts_per_s=1_500, kills=2, pauses=0, broker_kills=0, wait=60)
+SHORT_FORM = Shape(groups=60, facts_per_s=1_500, kills=2, pauses=0, broker_kills=0, wait=120)
 LONG_FORM = Shape(groups=3_000, facts_per_s=1_200, kills=16, pauses=2, broker_kills=2, wait=300)
 SETTINGS: dict[str, object] = {"streams_carry_after": "1s", "streams_memory_bytes": 400_000}
 """So that groups are carried and steps lie on disk."""
