@@ -397,7 +397,7 @@ def test_waiting_says_what_is_missing(stack: Stack) -> None:
         await stand.publish(stand.group(1), stand.group(2, mask=(0, 0, 0, 0)))
         async with a_stream(stand) as stream:
             with pytest.raises(NoBatchYet, match="1 of 2 groups are ready") as caught:
-                await stream.next(0.1)
+                await stream.next(2)
             assert isinstance(caught.value, TimeoutError)
             assert caught.value.waiting.excluded == {"no_trained_tokens": 1}
             assert "the last became ready" in str(caught.value)
