@@ -34,7 +34,7 @@ def stack(tmp_path: Path) -> Iterator[RunningStack]:
         yield running
 
 
-@pytest.mark.timeout(1500 if LONG else 180)
+@pytest.mark.timeout(1500 if LONG else 300)
 def test_every_group_has_one_fate_whatever_strikes(stack: RunningStack, tmp_path: Path) -> None:
     show()
     shape = LONG_FORM if LONG else SHORT_FORM
