@@ -57,7 +57,11 @@ def entries_of(user: str, grants: Sequence[Grant]) -> list[Entry]:
 async def diff_entries(kafka: str, wanted: Sequence[Entry]) -> list[Entry]:
     """What the brokers lack of `wanted`. Raises NoAuthorizer, or UserError if this user may not ask."""
     async with bus.admin(kafka) as client:
-        there = await _read(client)
+        return await _missing(client, wanted)
+
+
+async def _missing(client: AIOKafkaAdminClient, wanted: Sequence[Entry]) -> list[Entry]:
+    there = await _read(client)
     return [entry for entry in wanted if not there & _that_allow(entry)]
 
 
@@ -67,9 +71,9 @@ def _that_allow(entry: Entry) -> set[Entry]:
 
 
 async def apply_entries(kafka: str, wanted: Sequence[Entry]) -> list[Entry]:
-    """Add what is missing, and return it; what others allow stays. Raises as `diff_entries`."""
-    missing = await diff_entries(kafka, wanted)
+    """Add what is missing, and return it once the broker shows it; what others allow stays. Raises as `diff_entries`."""
     async with bus.admin(kafka) as client:
+        missing = await _missing(client, wanted)
         for entry in missing:
             pattern = PREFIXED if entry.prefix else LITERAL
             principal = f"User:{entry.user}"
@@ -79,6 +83,8 @@ async def apply_entries(kafka: str, wanted: Sequence[Entry]) -> list[Entry]:
             answer = await client._send_to_controller(request)
             for code, message in answer.creation_responses:
                 _check(code, message)
+        if missing:
+            await bus.await_shown("the grants are added, but {} are not shown yet", lambda: _missing(client, missing))
     return missing
 
 

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -51,8 +51,8 @@ _NOT_LED_YET = (UnknownTopicOrPartitionError.errno, LeaderNotAvailableError.errn
 FETCH_BYTES = MAX_RECORD_BYTES + 65_536
 START_DEADLINE = 45.0
 """Seconds for a client's start: longer than a broker takes to end the transaction of a producer that was killed."""
-LEADER_PAUSE = 0.05
-"""Seconds until a new topic's partitions are asked again."""
+SHOWN_PAUSE = 0.05
+"""Seconds until a broker is asked again whether it knows what was changed."""
 START_GRACE = 2.0
 """Seconds for a start that is cancelled to get through the request of its first connection."""
 STOP_DEADLINE = 5.0
@@ -363,9 +363,10 @@ async def read_configs(client: AIOKafkaAdminClient, names: Sequence[str]) -> dic
 async def apply_topics(
     kafka: str, wanted: Iterable[Topic], *, replication: int = AS_BROKERS_CHOOSE
 ) -> list[TopicDrift]:
-    """Create what is missing, with `replication` copies, and mend settings; returns what was changed.
+    """Create what is missing, with `replication` copies, and mend settings; returns what was changed, once the broker shows it.
 
-    Raises UserError, and changes nothing, if a partition count differs: growth is another command.
+    A topic that was just deleted is made anew, though brokers still show it for a moment. Raises UserError, and changes
+    nothing, if a partition count differs: growth is another command.
     """
     wanted = list(wanted)
     drifts = await diff_topics(kafka, wanted)
@@ -377,10 +378,34 @@ async def apply_topics(
         )
     by_name = {topic.name: topic for topic in wanted}
     async with admin(kafka) as client:
-        missing = [by_name[d.topic] for d in drifts if d.what == "topic"]
-        await _create(client, missing, replication)
-        await set_configs(client, {d.topic: by_name[d.topic].config for d in drifts if d.what != "topic"})
-    return drifts
+        missing = {d.topic for d in drifts if d.what == "topic"}
+        made = await _create(client, wanted, replication, seen=by_name.keys() - missing)
+        mended = {d.topic: by_name[d.topic].config for d in drifts if d.what != "topic"}
+        await set_configs(client, mended)
+        await await_shown("the settings of {} are changed, but not shown yet", lambda: _not_shown(client, mended))
+    return [*drifts, *(TopicDrift(name, "topic", "exists", None) for name in made if name not in missing)]
+
+
+async def await_shown(what: str, lacking: Callable[[], Awaitable[Sequence[object]]]) -> None:
+    """Return when the brokers lack nothing of a change: one node takes it, and the others know of it a moment later.
+
+    Raises RetryableError if that takes longer than a start may: `what`, with what is lacking in the place of {}.
+    """
+    missing: Sequence[object] = ()
+    try:
+        async with asyncio.timeout(START_DEADLINE):
+            while True:
+                if not (missing := await lacking()):
+                    return
+                await asyncio.sleep(SHOWN_PAUSE)
+    except TimeoutError as error:
+        raise RetryableError(what.format(", ".join(map(str, missing[:5])))) from error
+
+
+async def _not_shown(client: AIOKafkaAdminClient, configs: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Topics that have other settings than these, as far as this process may see them."""
+    found = await read_configs(client, list(configs))
+    return [name for name, shown in found.items() if shown and not configs[name].items() <= shown.items()]
 
 
 async def set_configs(client: AIOKafkaAdminClient, configs: Mapping[str, Mapping[str, str]]) -> None:
@@ -398,9 +423,12 @@ async def set_configs(client: AIOKafkaAdminClient, configs: Mapping[str, Mapping
             )
 
 
-async def _create(client: AIOKafkaAdminClient, topics: Sequence[Topic], replication: int) -> None:
+async def _create(
+    client: AIOKafkaAdminClient, topics: Sequence[Topic], replication: int, *, seen: Collection[str] = ()
+) -> list[str]:
+    """The names of those that were made. Those that were `seen` are asked for too, and may be refused."""
     if not topics:
-        return
+        return []
     # aiokafka knows -1 for assignments by hand only; with none of them it is Kafka's own word for the brokers' choice.
     by_hand: dict[int, list[int]] | None = {} if replication == AS_BROKERS_CHOOSE else None
     new = [
@@ -408,25 +436,13 @@ async def _create(client: AIOKafkaAdminClient, topics: Sequence[Topic], replicat
     ]
     response = await client.create_topics(new)
     for name, code, *message in response.topic_errors:
-        if code and for_code(code) is not TopicAlreadyExistsError:
+        if code and name not in seen and for_code(code) is not TopicAlreadyExistsError:
             raise UserError(f"the broker did not create {name}: {for_code(code).__name__} {message}")
-    await _await_leaders(client, [topic.name for topic in topics])
-
-
-async def _await_leaders(client: AIOKafkaAdminClient, names: Sequence[str]) -> None:
-    """Return when every partition of topics that were just made answers: who asks earlier hears that it has no leader.
-
-    Raises RetryableError if that takes longer than a start may.
-    """
-    missing: list[str] = []
-    try:
-        async with asyncio.timeout(START_DEADLINE):
-            while True:
-                if not (missing := await _without_leader(client, names)):
-                    return
-                await asyncio.sleep(LEADER_PAUSE)
-    except TimeoutError as error:
-        raise RetryableError(f"the topics are made, but no broker leads {', '.join(missing[:5])} yet") from error
+    made = [name for name, code, *_ in response.topic_errors if not code]
+    if awaited := [topic.name for topic in topics if topic.name in made or topic.name not in seen]:
+        # Who asks a partition earlier hears that it has no leader.
+        await await_shown("the topics are made, but no broker leads {} yet", lambda: _without_leader(client, awaited))
+    return made
 
 
 async def _without_leader(client: AIOKafkaAdminClient, names: Sequence[str]) -> list[str]:

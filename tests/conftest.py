@@ -4,12 +4,20 @@ import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from claw_r1.local.stack import BACKENDS, RunningStack, is_ready, running_stack
 
 Stack = RunningStack
+
+# A machine that is busy with something else takes its time for an example: that is no fault of the example.
+settings.register_profile(
+    "unhurried", parent=settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("unhurried")
 
 LONGEST_FIRST = ("kill", "e2e", "fuzz", "integration", "contract", "architecture", "unit")
 """Folders of tests; what waits for processes comes first, so that at a run's end no worker waits for one long file."""
@@ -19,7 +27,7 @@ TOGETHER = ("vllm", "clients", "trainers", "browser")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the files by kind, and say which go to one worker: a file's tests, or a folder's; within one nothing changes."""
+    """Order the files by kind; within one nothing changes."""
     kinds = {name: place for place, name in enumerate(LONGEST_FIRST)}
     root = Path(__file__).parent
 
@@ -28,10 +36,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return path.relative_to(root).parts if path.is_relative_to(root) else (path.name,)
 
     items.sort(key=lambda item: kinds.get(inside(item.path)[0], 0))
-    for item in items:
-        parts = inside(item.path)
-        shared = "vllm" if item.get_closest_marker("vllm") else parts[0]
-        item.add_marker(pytest.mark.xdist_group(shared if shared in TOGETHER else "/".join(parts)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Under `--dist loadgroup` a file's tests go to one worker, or a folder's.
+
+    pytest-xdist would find a test's group in its node's id, where pytest 9.2 lets it put none: then every test would go
+    to any worker, and each worker start what a module shares.
+    """
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadGroupScheduling
+
+    schedule = LoadGroupScheduling(config, log)
+    schedule._split_scope = group_of
+    return schedule
+
+
+def group_of(nodeid: str) -> str:
+    """What goes to one worker."""
+    path = nodeid.partition("::")[0]
+    folder = "vllm" if "vllm" in path else path.removeprefix("tests/").split("/")[0]
+    return folder if folder in TOGETHER else path
 
 
 def wait_until(condition: Callable[[], bool], *, what: str, timeout: float = 60.0) -> None:

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
+from aiokafka.protocol.offset import OffsetRequest
 
 from claw_r1 import bus, topics
 from claw_r1.codec import Record, decode, encode
@@ -64,6 +66,30 @@ async def send(
         await producer.stop()
 
 
+async def await_visible(kafka: str, *names: str) -> None:
+    """Wait until readers see what these topics hold now: a transaction is visible a little after its end, topic by topic."""
+    async with bus.admin(kafka) as client, asyncio.timeout(60):
+        written = await _ends(client, names, committed=False)
+        while True:
+            visible = await _ends(client, names, committed=True)
+            if all(visible.get(place, 0) >= end for place, end in written.items()):
+                return
+            await asyncio.sleep(0.02)
+
+
+async def _ends(client: AIOKafkaAdminClient, names: Sequence[str], *, committed: bool) -> dict[tuple[str, int], int]:
+    """The next offset of each partition, or the first that a read_committed reader does not see."""
+    led: dict[int, dict[str, list[tuple[int, int]]]] = {}
+    for topic in await client.describe_topics(list(names)):
+        for partition in topic["partitions"]:
+            led.setdefault(partition["leader"], {}).setdefault(topic["topic"], []).append((partition["partition"], -1))
+    ends: dict[tuple[str, int], int] = {}
+    for leader, of_topic in led.items():
+        answer = await client._send_request(OffsetRequest(-1, int(committed), list(of_topic.items())), leader)
+        ends |= {(name, number): end for name, found in answer.topics for number, _code, _time, end, *_ in found}
+    return ends
+
+
 async def read(kafka: str, topic: str) -> list[Event]:
     """Every committed event of a topic."""
     return [decode(r.headers, r.value) for r in await bus.read_topic(kafka, topic, client_id="test")]
@@ -96,6 +122,8 @@ class Emitted:
 
 
 async def read_emitted(kafka: str, recipe: str) -> Emitted:
+    """What is written for the recipe by now."""
+    await await_visible(kafka, topics.batch_topic(recipe), topics.OUTCOMES)
     events = await read(kafka, topics.batch_topic(recipe))
     outcomes = [e for e in await read(kafka, topics.OUTCOMES) if isinstance(e, Outcome)]
     return Emitted(

@@ -191,6 +191,7 @@ def plan_waves(
                 ready=f"kafka://{HOST}:{node.port}",
                 port=node.port,
                 start_timeout=180.0,  # three start at once, on as many cores as there are
+                stop_timeout=45.0,  # and so they stop
                 stops_with="kafka",
             )
             for node, argv in zip(nodes, commands, strict=True)
@@ -409,7 +410,7 @@ class RunningStack:
         _wait(lambda: is_frozen(pid), timeout, f"{name} stands still")
         return pid
 
-    def wait_restarted(self, name: str, old_pid: int, timeout: float = 60.0) -> None:
+    def wait_restarted(self, name: str, old_pid: int, timeout: float = 120.0) -> None:
         """Wait until a process of another id than `old_pid` is ready."""
 
         def restarted() -> bool:

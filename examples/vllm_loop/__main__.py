@@ -158,7 +158,7 @@ def close_the_loop(stack: RunningStack, engine: str, folder: Path, steps: int) -
             elif kind == "trained":
                 rows[-1].seconds, began = time.monotonic() - began, time.monotonic()
                 say_row(rows[-1])
-        if process.wait(timeout=60) != 0 or len(rows) != steps:
+        if process.wait(timeout=180) != 0 or len(rows) != steps:
             last = (folder / "trainer.log").read_text(errors="replace").strip().splitlines()[-15:]
             raise LoopFailed(
                 f"the trainer ended with {process.returncode} after {len(rows)} of {steps} batches:\n" + "\n".join(last)

@@ -29,7 +29,7 @@ class Played:
 
 def play(gateway: str, prompt: str, trajectory: str, topic: str) -> Played:
     """One trajectory, its reward told; an ordinary agent. An answer that was cut at its length is its last."""
-    with OpenAI(base_url=f"{gateway}/{trajectory}/{prompt}/v1", api_key="none", timeout=60) as client:
+    with OpenAI(base_url=f"{gateway}/{trajectory}/{prompt}/v1", api_key="none", timeout=300) as client:
         messages: list[Any] = []
         replies: list[str] = []
         for said in (f"Write small letters about {topic}.", "More."):

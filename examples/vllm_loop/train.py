@@ -31,7 +31,7 @@ from trainer_adapter.targets.trl import claw_reward
 
 CLOSE: Final = 1e-3
 """What a captured log-prob may differ by from the trainer's own, nats."""
-TIMEOUT_S: Final = 120.0
+TIMEOUT_S: Final = 300.0
 LEARNING_RATE: Final = 3e-4
 Weights = dict[str, Any]
 

@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.stand import a_browser
+from tests.browser.stand import LONGEST_MS, a_browser
+
+expect.set_options(timeout=LONGEST_MS)
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +19,6 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1280, "height": 720})
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(LONGEST_MS)
     yield context.new_page()
     context.close()

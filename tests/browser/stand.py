@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from claw_r1.clickhouse import ClickHouse
 from claw_r1.health import AppServer
@@ -26,6 +26,16 @@ ARTEFACTS = Path(__file__).parents[2] / "artefacts" / "screens"
 HOSTILE = "<img src=x onerror=\"window.ran='image'\"><script>window.ran='script'</script>{{7*7}}</pre>"
 LONG = 131072
 """Tokens of the longest context."""
+LONGEST_MS = 30_000
+"""What a page may take that has nothing to do in a tenth of it."""
+NOTE_BEGIN = """
+    window.EventSource = class extends EventSource {
+        constructor(...address) {
+            super(...address);
+            this.addEventListener("begin", () => { document.documentElement.dataset.news = "begun"; });
+        }
+    };
+"""
 
 
 class Console:
@@ -51,7 +61,7 @@ class Console:
 
     def start(self) -> None:
         self._thread.start()
-        assert self._ready.wait(60), "the console did not start"
+        assert self._ready.wait(120), "the console did not start"
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
@@ -99,6 +109,13 @@ def watch(page: Page) -> list[str]:
 def _complaint(message: ConsoleMessage) -> str:
     """With the address, which tells what a resource is that failed to load."""
     return f"{message.text} {message.location.get('url', '')}"
+
+
+def goto_live(page: Page, url: str) -> None:
+    """Open a list, and wait until what comes into the pool from now on is news to it."""
+    page.add_init_script(NOTE_BEGIN)
+    page.goto(url)
+    expect(page.locator("html")).to_have_attribute("data-news", "begun")
 
 
 def faults_of(page: Page) -> list[str]:

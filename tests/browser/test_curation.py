@@ -119,10 +119,10 @@ def veto_in_the_list(page: Page, url: str) -> None:
     """With keys alone: peek, pick, decide; the name is asked once."""
     page.goto(f"{url}/trajectories?q=group:second")
     expect(page.locator("tbody tr")).to_have_count(2, timeout=60_000)
-    for key in "jjkk":  # whichever of the two comes first
-        page.keyboard.press(key)
-        page.wait_for_timeout(300)
-        if page.locator("tr[data-id=b1][aria-selected=true]").count():
+    for uid in page.locator("tbody tr").evaluate_all("rows => rows.map((row) => row.dataset.id)"):
+        page.keyboard.press("j")
+        expect(page.locator("tr[aria-selected=true]")).to_have_attribute("data-id", uid)
+        if uid == "b1":
             break
     page.keyboard.press("x")
     expect(page.get_by_text("1 picked")).to_be_visible()

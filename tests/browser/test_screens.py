@@ -13,7 +13,7 @@ from claw_r1.local.stack import running_stack
 from claw_r1.settings import ConsoleSettings
 from tests import console_rows
 from tests.browser.install import cannot, find_chromium
-from tests.browser.stand import Console, ended, faults_of, keep_picture, watch
+from tests.browser.stand import Console, ended, faults_of, goto_live, keep_picture, watch
 from tests.conftest import Stack
 
 pytestmark = [
@@ -88,8 +88,8 @@ def console(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 def settle(page: Page) -> None:
     """Wait until nothing is being read."""
-    expect(page.locator("main .page")).to_be_visible(timeout=20_000)
-    expect(page.get_by_text("Reading …")).to_have_count(0, timeout=20_000)
+    expect(page.locator("main .page")).to_be_visible()
+    expect(page.get_by_text("Reading …")).to_have_count(0)
 
 
 @pytest.mark.parametrize("path", SCREENS)
@@ -204,12 +204,11 @@ def test_more_pages_come_and_all_rows_are_there_once(console: Console, page: Pag
 
 
 def test_a_burst_of_a_thousand_is_counted_while_paused_and_then_shown(console: Console, page: Page) -> None:
-    page.goto(f"{console.url}/trajectories?live=off&q=env:swe")
+    goto_live(page, f"{console.url}/trajectories?live=off&q=env:swe")
     expect(page.locator(".live")).to_have_text("live")
-    page.wait_for_timeout(3000)
     console.insert(ended(1000, 1999))
     new = page.locator("button.new")
-    expect(new).to_have_text("1,000 new", timeout=30_000)
+    expect(new).to_have_text("1,000 new")
     new.click()
     expect(page.locator("tbody tr")).to_have_count(1100)
     expect(page.locator("tbody tr").first).to_have_attribute("data-id", "t1999")
@@ -410,16 +409,15 @@ def judged(first: int, last: int) -> str:
 
 def test_new_groups_are_counted_while_paused_and_then_shown(console: Console, page: Page) -> None:
     said = watch(page)
-    page.goto(f"{console.url}/groups?q=outcome:discarded+reason:too_small")
+    goto_live(page, f"{console.url}/groups?q=outcome:discarded+reason:too_small")
     expect(page.locator(".live")).to_have_text("live")
     expect(page.get_by_text("No group fits.")).to_be_visible()
-    page.wait_for_timeout(2500)
     console.insert(judged(1, 2))
-    expect(page.locator("tbody tr")).to_have_count(2, timeout=30_000)
+    expect(page.locator("tbody tr")).to_have_count(2)
     page.keyboard.press("p")
     page.wait_for_url("**live=off")
     console.insert(judged(3, 302))
-    expect(page.locator("button.new")).to_have_text("300 new", timeout=30_000)
+    expect(page.locator("button.new")).to_have_text("300 new")
     expect(page.locator("tbody tr")).to_have_count(2)
     assert faults_of(page) == []
     page.keyboard.press("n")

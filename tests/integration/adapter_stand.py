@@ -1,11 +1,13 @@
 """What the adapter's tests stand on: a recipe of its own on the real broker, and groups published as a stream worker does."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.protocol.offset import OffsetRequest
 
 from claw_r1 import topics
 from claw_r1.bus import apply_topics, publish, read_topic, start_producer
@@ -15,6 +17,7 @@ from claw_r1.ids import new_id
 from claw_r1.recipes import Recipe
 from tests.factories import a_ready_group, a_recipe
 from tests.forms import todays
+from tests.log import await_visible
 
 
 @dataclass
@@ -47,19 +50,34 @@ class AdapterStand:
         await self.send(topics.RECIPES, active, f"{active.name}@{active.version}/0")
 
     async def send(self, topic: str, event: Event, key: str) -> None:
-        """One record in a transaction of its own."""
+        """One record in a transaction of its own; done when readers see it."""
         async with self.producer.transaction():
             record = self.form(encode(event, source="test", key=key.encode()))
-            await publish(self.producer, topic, record, deadline=30, partition=0)
+            place = await publish(self.producer, topic, record, deadline=30, partition=0)
+        await self._await_visible(topic, place.offset)
 
-    async def publish(self, *groups: tuple[Sequence[Sample], GroupReady]) -> None:
-        """Ready groups in one transaction."""
+    async def publish(self, *groups: tuple[Sequence[Sample], GroupReady], visible: bool = True) -> None:
+        """Ready groups in one transaction; done when readers see them, unless somebody else's transaction is open before it."""
         async with self.producer.transaction():
             for samples, marker in groups:
                 for event in (*samples, marker):
                     record = encode(event, source="test", key=f"{marker.run_id}/{marker.prompt_uid}".encode())
                     record = self.form(record)
-                    await publish(self.producer, self.topic, record, deadline=30, partition=0)
+                    place = await publish(self.producer, self.topic, record, deadline=30, partition=0)
+        if visible:
+            await self._await_visible(self.topic, place.offset)
+
+    async def _await_visible(self, topic: str, offset: int) -> None:
+        """A transaction is visible a little after its end."""
+        client = self.producer.client
+        asked = OffsetRequest(-1, 1, [(topic, [(0, -1)])])
+        async with asyncio.timeout(60):
+            while True:
+                answer = await client.send(client.cluster.leader_for_partition(TopicPartition(topic, 0)), asked)
+                ((_, ((_, _, _, end, *_),)),) = answer.topics
+                if end > offset:
+                    return
+                await asyncio.sleep(0.005)
 
     async def trained(self, version: int) -> None:
         """Some trainer of the run has made this policy version."""
@@ -80,10 +98,12 @@ class AdapterStand:
         return [event for event in await self._cuts() if isinstance(event, Outcome)]
 
     async def _cuts(self) -> list[Event]:
+        await await_visible(self.kafka, topics.CUTS)
         records = await read_topic(self.kafka, topics.CUTS, client_id="test")
         return [decode(r.headers, r.value) for r in records if r.key == self.recipe.name.encode()]
 
     async def policies(self) -> list[Policy]:
+        await await_visible(self.kafka, topics.POLICY)
         records = await read_topic(self.kafka, topics.POLICY, client_id="test")
         events = [decode(r.headers, r.value) for r in records if r.key == self.recipe.run_id.encode()]
         return [event for event in events if isinstance(event, Policy)]

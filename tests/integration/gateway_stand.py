@@ -22,7 +22,7 @@ from tests.conftest import Stack
 from tests.log import facts_of
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-DEADLINE = 30.0
+DEADLINE = 60.0
 
 
 def a_reply(prompt: list[int], response: list[int], text: str = "hello", **over: Any) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from aiokafka.admin import RecordsToDelete
 
 from claw_r1 import topics
 from claw_r1.blobs import open_blobs
-from claw_r1.bus import admin
+from claw_r1.bus import admin, await_shown
 from claw_r1.codec import Record, encode
 from claw_r1.errors import ClawError, InvalidRecord, UserError
 from tests.conftest import Stack
 from tests.integration.adapter_stand import AdapterStand, an_adapter_stand
+from tests.log import await_visible
 from trainer_adapter import AsyncBatchStream
 from trainer_adapter.source import Trimmed
 
@@ -36,6 +37,7 @@ async def write(stand: AdapterStand, topic: str, value: bytes, kind: bytes = b"c
     key, headers = stand.recipe.name.encode(), [("ce_type", kind)]
     async with stand.producer.transaction():
         await stand.producer.send_and_wait(topic, value, key=key, headers=headers, partition=0)
+    await await_visible(stand.kafka, topic)
 
 
 async def ask_for_an_unknown_recipe(stand: AdapterStand) -> None:
@@ -45,6 +47,11 @@ async def ask_for_an_unknown_recipe(stand: AdapterStand) -> None:
 async def lose_the_topic(stand: AdapterStand) -> None:
     async with admin(stand.kafka) as client:
         await client.delete_topics([stand.topic])
+
+        async def still_shown() -> list[str]:
+            return [name for name in await client.list_topics() if name == stand.topic]
+
+        await await_shown("{} is still shown", still_shown)
     await a_stream(stand).open()
 
 

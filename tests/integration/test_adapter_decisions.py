@@ -14,6 +14,7 @@ from claw_r1.events import BatchCut, Decision, Event, Outcome, RunPurged
 from claw_r1.ids import new_id
 from tests.conftest import Stack, wait_until
 from tests.integration.adapter_stand import AdapterStand, an_adapter_stand
+from tests.log import await_visible
 from trainer_adapter import AsyncBatchStream, NoBatchYet
 
 pytestmark = pytest.mark.stack
@@ -39,16 +40,12 @@ async def decide(stand: AdapterStand, action: str, prompt: str, uid: str | None 
     fields = {"fact_id": new_id(), "run_id": stand.recipe.run_id, "at": 1.0, "author": "ada"} | over
     decision = Decision.model_validate(fields | {"action": action, "prompt_uid": prompt, "trajectory_uid": uid})
     await stand.send(stand.topic, decision, f"{decision.run_id}/{prompt}")
-
-    def seen() -> bool:  # a transaction's records are visible a little after its end
-        return decision in asyncio.run(read(stand, stand.topic, Decision))
-
-    await asyncio.to_thread(wait_until, seen, what="the decision is visible")
     return decision
 
 
 async def read(stand: AdapterStand, topic: str, kind: type[E]) -> list[E]:
     """Those on a topic, of the cuts only this recipe's: other tests write there too, also what does not decode."""
+    await await_visible(stand.kafka, topic)
     records = await read_topic(stand.kafka, topic, client_id="test")
     mine = [r for r in records if topic != topics.CUTS or r.key == stand.recipe.name.encode()]
     return [e for r in mine if isinstance(e := decode(r.headers, r.value), kind)]

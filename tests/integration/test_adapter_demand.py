@@ -17,7 +17,7 @@ from trainer_adapter import AsyncBatchStream, demand
 
 pytestmark = pytest.mark.stack
 
-SOON = 20.0
+SOON = 60.0
 
 
 def on_stand(stack: Stack, body: Callable[[AdapterStand], Awaitable[None]], **recipe: Any) -> None:

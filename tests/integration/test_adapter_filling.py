@@ -42,7 +42,7 @@ def test_a_batch_by_tokens_is_cut_before_the_group_that_does_not_fit(stack: Stac
             assert [(e.group_id, e.reason) for e in second.cut.excluded] == [("g4", "above_batch_tokens")]
             await first.commit(policy_version=1)
             with pytest.raises(NoBatchYet, match="0 groups are ready, with 0 of at most 20 tokens"):
-                await stream.next(0.1)
+                await stream.next(2)
         async with a_stream(stand) as stream:
             again = await stream.next(30)
             assert again.digest == second.digest
@@ -58,7 +58,7 @@ def test_a_mixed_batch_waits_for_its_share_and_leaves_the_rest_in_its_place(stac
         await stand.publish(*(env(number, "web") for number in range(4)), env(4, "chess"))
         async with a_stream(stand) as stream:
             with pytest.raises(NoBatchYet, match="short of shell: 0 of 2 groups") as caught:
-                await stream.next(0.1)
+                await stream.next(2)
             assert caught.value.waiting.excluded == {"outside_mix": 1}
             await stand.publish(env(5, "shell"), env(6, "shell"))
             batch = await stream.next(30)

@@ -69,7 +69,7 @@ def test_after_a_clean_end_the_next_goes_on_at_once(stack: Stack) -> None:
             await until(stand, holder="first")
         began = time.monotonic()
         async with a_stream(stand, holder="second"):
-            assert time.monotonic() - began < TTL_S / 2
+            assert time.monotonic() - began < TTL_S  # it would have waited for as long
 
     on_stand(stack, body)
 
@@ -87,7 +87,7 @@ def test_after_a_kill_on_this_machine_the_next_goes_on_at_once(stack: Stack) -> 
         await trainer.wait()
         began = time.monotonic()
         async with a_stream(stand):
-            assert time.monotonic() - began < TTL_S / 2
+            assert time.monotonic() - began < TTL_S  # it would have waited for as long
 
     on_stand(stack, body)
 
@@ -99,7 +99,7 @@ def test_one_that_was_elsewhere_and_is_silent_is_waited_for_as_long_as_its_word_
         await stand.send(topics.DEMAND, said, name)
         began = time.monotonic()
         async with a_stream(stand):
-            assert 1.0 < time.monotonic() - began < 3.0 + TTL_S / 2
+            assert 1.0 < time.monotonic() - began < TTL_S
 
     on_stand(stack, body)
 

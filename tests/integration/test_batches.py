@@ -39,7 +39,6 @@ from tests.conftest import Stack, wait_until
 from tests.factories import a_finished, a_reward, a_step
 from tests.integration.adapter_stand import AdapterStand, an_adapter_stand
 from tests.integration.test_sink import a_pool, a_sink
-from tests.log import read
 from tests.pool import Located, Pool, write
 from tests.workers import workers
 from trainer_adapter import AsyncBatchStream, TrainingBatch, build_batch, rebuild_batch
@@ -88,7 +87,6 @@ async def _tell(stack: Stack, pool: Pool) -> Told:
                 "tag": await decide(stand, "tag", "g2", "g2-t0", value="good"),
                 "out": await decide(stand, "veto", "g3"),
             }
-            await asyncio.to_thread(wait_until, lambda: _is_visible(stand, 4), what="the decisions are visible")
             first = await stream.next(60)
             log_probs = [np.array([np.nan, np.nan, 0.0, -0.5, np.nan]) for _ in range(len(first))]
             clipped = first.loss_mask == 1
@@ -124,11 +122,6 @@ def _facts(stand: AdapterStand) -> Iterator[Located]:
         yield topics.EVENTS, step
         yield topics.EVENTS, a_reward(1.0 - m, **place)
         yield topics.TRAJECTORIES, a_finished(**about)
-
-
-def _is_visible(stand: AdapterStand, decisions: int) -> bool:
-    """A transaction's records are visible a little after its end."""
-    return sum(isinstance(event, Decision) for event in asyncio.run(read(stand.kafka, stand.topic))) == decisions
 
 
 def _is_stored(pool: Pool, run: str) -> bool:

@@ -169,7 +169,7 @@ def test_a_gateway_that_comes_late_gets_every_word_once(stack: Stack) -> None:
         app.router.add_post("/{tail:.*}", relay)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         async with (
-            AsyncClient(f"http://127.0.0.1:{port}", patience=Patience(tries=60, first=0.05, longest=0.2)) as client,
+            AsyncClient(f"http://127.0.0.1:{port}", patience=Patience(tries=300, first=0.05, longest=0.2)) as client,
             an_unready_gateway(stack.kafka, run=name, port=int(inner.rsplit(":", 1)[1])) as stand,
         ):
             http = stand.http

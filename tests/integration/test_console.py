@@ -258,7 +258,7 @@ def test_a_burst_reaches_the_stream_whole_and_the_stream_resumes(stack: Stack) -
 
 
 async def read_until(stream: aiohttp.ClientResponse, line: str) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (await stream.content.readline()).decode().rstrip("\n") != line:
             assert not stream.content.at_eof()
 
@@ -304,7 +304,7 @@ async def read_rows(stream: aiohttp.ClientResponse, wanted: int) -> tuple[list[s
     """The ids of so many rows, and the id of the last event."""
     found: list[str] = []
     last = ""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         async for line in stream.content:
             name, _, value = line.decode().rstrip("\n").partition(": ")
             last = value if name == "id" else last

@@ -17,7 +17,7 @@ from claw_r1.demo.recording import FILE
 from claw_r1.local.ports import find_port
 from claw_r1.local.supervisor import GUARD
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

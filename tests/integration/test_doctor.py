@@ -71,8 +71,13 @@ def bad(findings: list[dict[str, str]]) -> list[tuple[str, str]]:
 def alter(kafka: str, topic: str, **config: str) -> None:
     async def change() -> None:
         async with bus.admin(kafka) as client:
-            names = {name.replace("_", "."): value for name, value in config.items()}
-            await client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=names)])
+            await client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=config)])
+
+            async def not_shown() -> list[tuple[str, str]]:
+                shown = await bus.read_configs(client, [topic])
+                return [(name, value) for name, value in config.items() if shown[topic].get(name) != value]
+
+            await bus.await_shown("{} are not shown", not_shown)
 
     asyncio.run(change())
 
@@ -329,6 +334,11 @@ def test_topics_of_other_sizes_than_the_events_are_found_at_last(own: tuple[Stac
     async def grow() -> None:
         async with bus.admin(running.kafka) as client:
             await client.create_partitions({topics.OUTCOMES: NewPartitions(7)})
+
+            async def too_few() -> list[str]:
+                return [] if await bus.count_partitions(running.kafka, topics.OUTCOMES) == 7 else [topics.OUTCOMES]
+
+            await bus.await_shown("{} has not grown", too_few)
 
     asyncio.run(bus.apply_topics(running.kafka, topics.all_topics()))
     asyncio.run(grow())

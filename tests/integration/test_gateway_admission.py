@@ -23,12 +23,12 @@ from trainer_adapter import AsyncBatchStream
 pytestmark = pytest.mark.stack
 
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
-SOON = 20.0
+SOON = 60.0
 
 KILLED = """
 import sys, time
 from trainer_adapter import BatchStream, demand
-demand.TTL_S, demand.HEARTBEAT_S = 2.0, 0.5
+demand.TTL_S, demand.HEARTBEAT_S = 4.0, 0.25
 with BatchStream(sys.argv[1], kafka=sys.argv[2]):
     time.sleep(600)
 """

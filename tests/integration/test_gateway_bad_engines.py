@@ -51,9 +51,9 @@ def with_bad_engine(
         name = new_id()
         async with (
             an_engine(*parts, stays=stays) as url,
-            a_gateway(stack.kafka, url, run=name, read_timeout=0.3, connect_timeout=0.3) as stand,
+            a_gateway(stack.kafka, url, run=name, read_timeout=1.0 if stays else 30.0, connect_timeout=30.0) as stand,
         ):
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(60):
                 await body(stand, name)
             await stand.check_announced(name)
 

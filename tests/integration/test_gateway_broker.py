@@ -45,7 +45,7 @@ async def post(stand: Stand, path: str, body: object) -> tuple[int, dict[str, st
 
 async def announced(stand: Stand, run: str, calls: int) -> None:
     """Wait until so many calls are announced durably."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             if sum(isinstance(fact, StepStarted) for fact in await stand.facts(run)) >= calls:
                 return
@@ -57,7 +57,7 @@ def test_a_broker_that_hangs(broker: RunningStack) -> None:
         run, hold = new_id(), asyncio.Event()
         async with (
             an_engine(replying(a_reply([1], [2]))) as engine,
-            a_gateway(broker.kafka, engine.url, run=run, ack_timeout=2.0) as stand,
+            a_gateway(broker.kafka, engine.url, run=run, ack_timeout=4.0) as stand,
         ):
             path = f"/{run}/p/v1/chat/completions"
             assert (await post(stand, path, ASKED))[0] == 200
@@ -190,7 +190,7 @@ async def call_through_a_stop(process: asyncio.subprocess.Process, url: str, run
             hold.set()
             rest = await response.content.read()
     assert b"[DONE]" in first + rest
-    assert await asyncio.wait_for(process.wait(), 30) == 0
+    assert await asyncio.wait_for(process.wait(), 60) == 0
 
 
 def test_a_producer_that_ended_for_good_is_made_anew(broker: RunningStack) -> None:

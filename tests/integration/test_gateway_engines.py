@@ -18,6 +18,7 @@ from claw_r1.topics import ENGINES, POLICY, all_topics
 from tests.conftest import Stack
 from tests.integration.engine_stand import Vllm, vllms
 from tests.integration.gateway_stand import DEADLINE, Stand, a_gateway, an_unready_gateway, wait_for
+from tests.log import await_visible
 
 FAST: dict[str, Any] = {"health_interval": 0.2, "version_interval": 0.1}
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -68,7 +69,9 @@ def test_engines_are_added_changed_and_removed_in_every_gateway(stack: Stack) ->
             await eventually(
                 lambda: has(two, b.id, weight=2.0, health="up"), "the other gateway has it and looked at it"
             )
-            assert {(await chat(two, f"{run}-{n}"))[0] for n in range(12)} == {200}
+            assert {(await chat(two, f"{run}-{n}"))[0] for n in range(40)} == {
+                200
+            }  # none gets none, but for a chance of 1e-7
             assert a.asked
             assert b.asked
             assert set(b.keys) == {"Bearer secret"}
@@ -368,6 +371,7 @@ def test_a_trainers_transaction_at_the_end_of_the_policies_does_not_hold_up_a_st
                 await producer.send_and_wait(POLICY, record.value, key=record.key, headers=record.headers)
         finally:
             await stop_producer(producer)
+        await await_visible(stack.kafka, POLICY)
         async with a_gateway(stack.kafka, run=run) as stand:
             assert (await ask(stand, "GET", f"/policy?run_id={run}"))[1]["runs"][0]["trained_version"] == 3
 

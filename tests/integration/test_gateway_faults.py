@@ -48,7 +48,7 @@ def message(body: bytes) -> str:
 
 async def one_step(stand: Stand, run: str) -> Step:
     """The one step of a run; a step of an agent that left comes after it left."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             if steps := await stand.steps(run):
                 (step,) = steps

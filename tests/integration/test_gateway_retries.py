@@ -39,14 +39,15 @@ async def ask(stand: Stand, run: str, headers: Headers | None = None, **over: An
 
 
 async def leave(stand: Stand, run: str, engine: Engine, **over: Any) -> None:
-    """Ask, and hang up when the engine was asked."""
-    asked = len(engine.bodies)
+    """Ask, and hang up when the engine was asked; done when the gateway saw it."""
+    asked, left = len(engine.bodies), metric("claw_gateway_callers_left_total")
     async with ClientSession() as http:
         call = asyncio.create_task(_head(http, f"{stand.url}/{run}/p/v1/chat/completions", ASKED | over))
         await wait_for(lambda: len(engine.bodies) > asked, "the engine was asked")
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
+        await wait_for(lambda: metric("claw_gateway_callers_left_total") > left, "the gateway saw it leave")
 
 
 async def _head(http: ClientSession, url: str, body: Any) -> ClientResponse:
@@ -150,9 +151,7 @@ def test_an_answer_that_nobody_got_is_not_trained_but_kept(stack: Stack) -> None
     async def body(stand: Stand, engine: Engine, run: str) -> None:
         hold = asyncio.Event()
         engine.answer = held(replying(a_reply([1], [2])), hold)
-        left = metric("claw_gateway_callers_left_total")
         await leave(stand, run, engine)
-        await wait_for(lambda: metric("claw_gateway_callers_left_total") > left, "the gateway saw it leave")
         hold.set()
         (step,) = await stand.some_steps(run, 1)
         assert (step.status, step.capture.reasons) == ("complete", ("hung_up",))

@@ -2,10 +2,13 @@
 
 import asyncio
 import base64
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession, TCPConnector
 from openai import AsyncOpenAI
 
 from claw_r1.bus import read_topic
@@ -19,6 +22,7 @@ from tests.integration.gateway_stand import Stand, a_gateway, a_reply, an_engine
 pytestmark = pytest.mark.stack
 
 
+Asked = Callable[[Callable[[Stand, str], Coroutine[Any, Any, None]]], None]
 A_STEP = {"trajectory_uid": "t", "prompt_uid": "p", "prompt_ids": [1], "response_ids": [2]}
 
 
@@ -194,6 +198,24 @@ def test_submitted_steps_are_deltas_and_repeat_as_the_same_facts(stack: Stack) -
     with_gateway(stack, body)
 
 
+@pytest.fixture(scope="module")
+def asked(stack: Stack) -> Iterator[Asked]:
+    """Asks one gateway one question after the other: none of them may change anything."""
+    name = new_id()
+
+    async def begin(ending: AsyncExitStack) -> Stand:
+        stand = await ending.enter_async_context(a_gateway(stack.kafka, run=name))
+        # Between two questions nobody keeps a connection alive.
+        http = await ending.enter_async_context(ClientSession(connector=TCPConnector(force_close=True)))
+        return replace(stand, http=http)
+
+    with asyncio.Runner() as runner:
+        ending = AsyncExitStack()
+        stand = runner.run(begin(ending))
+        yield lambda question: runner.run(question(stand, name))
+        runner.run(ending.aclose())
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "word"),
     [
@@ -254,7 +276,7 @@ def test_submitted_steps_are_deltas_and_repeat_as_the_same_facts(stack: Stack) -
     ],
 )
 def test_bad_input_is_answered_with_the_field_and_the_rule(
-    stack: Stack, path: str, body: Any, status: int, word: str
+    asked: Asked, path: str, body: Any, status: int, word: str
 ) -> None:
     async def check(stand: Stand, run: str) -> None:
         found = await post(stand, path, body, status)
@@ -263,7 +285,7 @@ def test_bad_input_is_answered_with_the_field_and_the_rule(
             assert set(found["error"]) == {"message", "type", "param", "code"}
         assert await stand.facts(run) == []
 
-    with_gateway(stack, check)
+    asked(check)
 
 
 def test_arrays_that_disagree_are_refused_whole(stack: Stack) -> None:

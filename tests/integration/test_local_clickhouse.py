@@ -195,7 +195,7 @@ def test_a_failed_insert_says_why(asker: Asker) -> None:
 
 
 def test_readers_go_on_while_a_slow_query_runs(asker: Asker, stack: Stack) -> None:
-    slow = threading.Thread(target=send, args=(stack.clickhouse, {}, b"SELECT sleep(2), 'slow'"))
+    slow = threading.Thread(target=send, args=(stack.clickhouse, {}, b"SELECT sleep(3), 'slow'"))
     slow.start()
     running = "SELECT count() FROM system.processes WHERE query LIKE 'SELECT sleep%'"
     wait_until(lambda: asker.ask(running) == [[1]], what="the slow query runs")

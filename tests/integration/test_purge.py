@@ -55,6 +55,7 @@ def test_a_purged_run_is_gone_and_stays_gone(stack: Stack, tmp_path: Path) -> No
         for run in ("purge-gone", "purge-kept"):
             pool.wait_for(f"SELECT min(rows) > 0 FROM ({counting(run)})", 1)
             pool.wait_for(f"SELECT count() FROM steps FINAL WHERE run_id = '{run}'", 3)
+            pool.wait_for(f"SELECT uniqExact(topic) FROM outcomes WHERE run_id = '{run}'", 2)
         before = counted(pool, "purge-kept")
 
         shown = claw(stack, pool, "--run", "purge-gone", "--dry-run", "--blobs", "--json")

@@ -38,6 +38,24 @@ def test_topics_that_were_just_made_answer(spare: Stack) -> None:
     assert asyncio.run(play()) == [0] * made.partitions
 
 
+def test_a_topic_that_was_just_deleted_is_made_anew(spare: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks a broker which topics there are is told of it for a moment more."""
+    gone = topics.Topic("claw.gone.v1", 3, "", "", {})
+
+    async def all_is_well(kafka: str, wanted: object) -> list[bus.TopicDrift]:
+        return []
+
+    async def play() -> list[bus.TopicDrift]:
+        await bus.apply_topics(spare.kafka, [gone])
+        async with bus.admin(spare.kafka) as client:
+            await client.delete_topics([gone.name])
+        monkeypatch.setattr(bus, "diff_topics", all_is_well)
+        return await bus.apply_topics(spare.kafka, [gone])
+
+    assert asyncio.run(play()) == [bus.TopicDrift(gone.name, "topic", "exists", None)]
+    assert asyncio.run(bus.count_partitions(spare.kafka, gone.name)) == gone.partitions
+
+
 def test_a_version_number_is_taken_once(kafka: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Applied at once by several, and again while no worker runs; then a worker starts and knows the last."""
 

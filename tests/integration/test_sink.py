@@ -263,7 +263,7 @@ def test_a_topic_of_a_new_recipe_is_found(stack: Stack, full: Pool) -> None:
     asyncio.run(bus.ensure_topic(stack.kafka, topics.batch_topic_spec("later")))
     events = [event for event in every_event("later", "later") if event[0] == topics.batch_topic("later")]
     write(stack.kafka, events, transaction="sink-later")
-    full.wait_for("SELECT count() FROM groups FINAL WHERE run_id = 'later'", 1, timeout=30)
+    full.wait_for("SELECT count() FROM groups FINAL WHERE run_id = 'later'", 1)
     assert full.scalar("SELECT recipe FROM groups FINAL WHERE run_id = 'later'") == "later"
 
 
@@ -324,14 +324,14 @@ def test_health_and_metrics(stack: Stack, full: Pool, tmp_path: Path) -> None:
 
 
 def _get(port: int, path: str) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as answer:
         text: str = answer.read().decode()
         return text
 
 
 def _status(port: int, path: str) -> int:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code

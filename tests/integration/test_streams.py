@@ -169,7 +169,7 @@ def test_the_first_group_of_a_new_recipe_is_not_held_up_by_the_topics_that_came_
             wait_until, lambda: asyncio.run(_announced(kafka)) == 1, what="a trajectory is announced"
         )
         await send(kafka, facts[len(facts) // 2 :])
-        await wait_for_groups(kafka, "test", 1, timeout=20)
+        await wait_for_groups(kafka, "test", 1)
         return await read_emitted(kafka, "test")
 
     with workers(a_worker(kafka, tmp_path)):

@@ -39,8 +39,9 @@ def told(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Pool:
                 pool.wait_for(f"SELECT count() > 0 FROM {table} WHERE {column} = '{run}'", 1)
         for table in ("steps", "step_tokens"):
             pool.wait_for(f"SELECT count() FROM {table} FINAL WHERE run_id IN ('told', 'other')", 4)
-        for table in ("samples", "outcomes", "decisions", "rewards"):
+        for table in ("samples", "decisions", "rewards"):
             pool.wait_for(f"SELECT uniqExact(run_id) FROM {table} WHERE run_id IN ('told', 'other')", 2)
+        pool.wait_for("SELECT uniqExact(run_id, topic) FROM outcomes WHERE run_id IN ('told', 'other')", 4)
     return pool
 
 

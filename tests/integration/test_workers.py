@@ -151,16 +151,19 @@ def test_a_record_that_cannot_be_read_is_a_dead_letter_and_holds_nothing_back(ka
         await producer.send_and_wait(topics.TRAJECTORIES, b"\xc1", key=run.encode(), headers=headers, partition=0)
         await producer.stop()
 
-    async def letters() -> list[Any]:
-        return await bus.read_topic(kafka, topics.dlq_topic(topics.TRAJECTORIES), client_id="test")
+    def letters() -> list[Any]:
+        read = asyncio.run(bus.read_topic(kafka, topics.dlq_topic(topics.TRAJECTORIES), client_id="test"))
+        return [record for record in read if record.key == run.encode()]
 
+    asyncio.run(bus.ensure_topic(kafka, topics.dlq_topic_spec(topics.TRAJECTORIES)))
     asyncio.run(spoil())
     announce(kafka, a_finished(1, run_id=run))
     worker = a_worker(kafka, tmp_path / "log", run, "length")
     with workers(worker):
         wait_for_rewards(kafka, run, 1, worker)
+        wait_until(lambda: bool(letters()), what="the letter, which is of another partition")
         assert worker.end() == 0
-    (letter,) = [record for record in asyncio.run(letters()) if record.key == run.encode()]
+    (letter,) = letters()
     said = dict(letter.headers)
     assert (letter.value, said["claw-dlq-reason"], said["claw-dlq-stage"]) == (b"\xc1", b"undecodable", b"workers")
     offset = committed(kafka, run)[TopicPartition(topics.TRAJECTORIES, 0)]
@@ -183,7 +186,7 @@ def test_a_worker_that_comes_in_the_middle_of_calls_takes_its_share_and_nothing_
         wait_until(lambda: "partitions assigned" in first.logged(), what="the first has all partitions")
         with workers(second):
             wait_until(lambda: "partitions assigned" in second.logged(), what="the second has its share")
-            wait_until(lambda: first.logged().count("partitions assigned") == 2, what="the first has the rest")
+            wait_until(lambda: first.logged().count("partitions assigned") >= 2, what="the first has the rest")
             gate.touch()
             wait_for_rewards(kafka, run, many, first)
             assert (first.end(), second.end()) == (0, 0)

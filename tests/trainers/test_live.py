@@ -92,7 +92,7 @@ class Agents:
             assert self._process.poll() is None, self._log.read_text()
             return self._ledger.exists() and self._ledger.read_bytes().count(b'"event":"ended"') >= wanted
 
-        wait_until(ended, what=f"{wanted} trajectories ended")
+        wait_until(ended, what=f"{wanted} trajectories ended", timeout=180)
         self._process.communicate(b"stop\n", timeout=60)
         assert self._process.returncode == 0, self._log.read_text()
 

@@ -18,7 +18,7 @@ from tests.conftest import Stack
 from tests.integration.gateway_stand import DEADLINE, Stand, a_gateway
 
 # The engine's start counts to the first test's time.
-REAL_ENGINE = [pytest.mark.stack, pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(300)]
+REAL_ENGINE = [pytest.mark.stack, pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(600)]
 CAPTURE = {"return_token_ids": True, "logprobs": True}
 # What sums of float32 in another order may differ by.
 TOLERANCE = 1e-4

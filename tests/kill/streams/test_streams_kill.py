@@ -20,7 +20,7 @@ from tests.workers import Worker, workers
 
 pytestmark = [pytest.mark.stack, pytest.mark.kill]
 
-SHORT_FORM = Shape(groups=60, facts_per_s=1_500, kills=2, pauses=0, broker_kills=0, wait=60)
+SHORT_FORM = Shape(groups=60, facts_per_s=1_500, kills=2, pauses=0, broker_kills=0, wait=120)
 LONG_FORM = Shape(groups=3_000, facts_per_s=1_200, kills=16, pauses=2, broker_kills=2, wait=300)
 SETTINGS: dict[str, object] = {"streams_carry_after": "1s", "streams_memory_bytes": 400_000}
 """So that groups are carried and steps lie on disk."""
@@ -34,7 +34,7 @@ def stack(tmp_path: Path) -> Iterator[RunningStack]:
         yield running
 
 
-@pytest.mark.timeout(1500 if LONG else 180)
+@pytest.mark.timeout(1500 if LONG else 300)
 def test_every_group_has_one_fate_whatever_strikes(stack: RunningStack, tmp_path: Path) -> None:
     show()
     shape = LONG_FORM if LONG else SHORT_FORM

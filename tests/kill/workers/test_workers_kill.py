@@ -49,7 +49,7 @@ def check_commits(kafka: str) -> None:
         assert event.trajectory_uid in done, f"{place} is committed up to {committed[place]}"
 
 
-@pytest.mark.timeout(900 if LONG else 180)
+@pytest.mark.timeout(900 if LONG else 300)
 def test_a_worker_that_is_killed_in_the_middle_rewards_each_trajectory_once(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

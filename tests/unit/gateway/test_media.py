@@ -158,7 +158,7 @@ def test_what_cannot_be_pinned_is_refused_with_its_place(tmp_path: Path, url: An
             await media.pin([b"{}", a_message(site + url if str(url).startswith("/") else url)])
         assert (refused.value.code, refused.value.param) == (code, "messages.1")
 
-    with_media(tmp_path, body, timeout=0.3)
+    with_media(tmp_path, body, timeout=0.3 if url == "/slow" else 30)
 
 
 def test_a_message_that_another_parser_might_read_is_refused(tmp_path: Path) -> None:

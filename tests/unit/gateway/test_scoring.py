@@ -93,6 +93,7 @@ def test_a_function_that_is_late_is_given_up_and_many_that_wait_are_refused(monk
         release.set()
         while judge._waiting:  # noqa: ASYNC110 - threads count down, and no one tells when
             await asyncio.sleep(0.005)
+        judge._timeout = 30.0
         assert (await judge.score(QUESTION)).reward_score == 1.0
         return codes
 

@@ -132,6 +132,7 @@ def test_threads_that_hang_are_given_up_and_when_all_do_the_process_has_to_end()
         release.set()
         while runner._late:  # noqa: ASYNC110 - threads count down, and no one tells when
             await asyncio.sleep(0.005)
+        runner.timeout = 30.0
         assert (await runner.score(Rollout())).value == 1.0
         await runner.close()
 
