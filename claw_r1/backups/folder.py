@@ -46,6 +46,9 @@ class TopicPlan(_Model):
     spans: list[Span]
     """By partition."""
     config: dict[str, str]
+    """What was in force of the settings that decide what is kept of a record."""
+    own: dict[str, str] = {}
+    """Others that were given to the topic itself, such as `min.insync.replicas`; earlier backups have none."""
 
 
 class Committed(_Model):
