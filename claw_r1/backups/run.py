@@ -105,7 +105,7 @@ async def restore(
     folder = Folder(path)
     manifest, plan = folder.open()
     checked = _Count(told, "parts to check", manifest.parts)
-    for part in folder.parts.values():
+    for part in folder.each():
         folder.check(part)
         checked(1)
     await log.check_empty(place.kafka, plan.topics)
