@@ -46,6 +46,8 @@ log = logging.getLogger("claw.bus")
 
 _NEWEST, _NO_BROKER, _ALL_RECORDS = -1, -1, 0
 """Of ListOffsets: the offset behind the last record; a client asks; also what is not committed."""
+_OF_TOPIC = 1
+"""Of DescribeConfigs: where a setting comes from."""
 _NOT_LED_YET = (UnknownTopicOrPartitionError.errno, LeaderNotAvailableError.errno, NotLeaderForPartitionError.errno)
 
 FETCH_BYTES = MAX_RECORD_BYTES + 65_536
@@ -348,15 +350,18 @@ async def diff_topics(kafka: str, wanted: Iterable[Topic]) -> list[TopicDrift]:
     return drifts
 
 
-async def read_configs(client: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """The settings in force of each of the topics; empty where this process may not see them."""
+async def read_configs(
+    client: AIOKafkaAdminClient, names: Sequence[str], *, own: bool = False
+) -> dict[str, dict[str, str]]:
+    """The settings in force of each of the topics, with `own` only those that were given to the topic itself; empty where this
+    process may not see them."""
     if not names:
         return {}
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
     found: dict[str, dict[str, str]] = {}
     for response in await client.describe_configs(resources):
         for _code, _message, _kind, name, entries in response.resources:
-            found[name] = {entry[0]: entry[1] for entry in entries}
+            found[name] = {entry[0]: entry[1] for entry in entries if not own or entry[3] == _OF_TOPIC}
     return found
 
 

@@ -1,13 +1,15 @@
-"""A process says whether it lives, whether it is ready, and what it counted: `/healthz`, `/readyz`, `/metrics`.
+"""A process says whether it lives, whether it is ready, its version, and what it counted: `/healthz`, `/readyz`, `/metrics`.
 
 For processes that serve nothing else; the gateway and the console mount the same answers beside their own routes.
 """
 
 import asyncio
 import contextlib
+import importlib.metadata
 import json
 import os
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from functools import cache
 from typing import Any
 
 import prometheus_client
@@ -30,10 +32,20 @@ def answer(path: str, ready: Ready) -> tuple[int, bytes, bytes] | None:
     if path == "/readyz":
         reason = ready()
         body = {"status": "ready"} if reason is None else {"status": "waiting", "reason": reason}
+        body["version"] = version()
         return (200 if reason is None else 503), b"application/json", json.dumps(body).encode()
     if path == "/metrics":
         return 200, prometheus_client.CONTENT_TYPE_LATEST.encode(), _metrics()
     return None
+
+
+@cache
+def version() -> str:
+    """Of claw-r1, as it was installed; `unknown` where only its files were copied."""
+    try:
+        return importlib.metadata.version("claw-r1")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def _metrics() -> bytes:

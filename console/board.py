@@ -15,12 +15,13 @@ import aiohttp
 
 from claw_r1.clickhouse import UNKNOWN_DATABASE, UNKNOWN_TABLE, QueryRefused, without_password
 from claw_r1.errors import DependencyUnreachable, RetryableError, UserError
+from claw_r1.probe_answers import BEHIND, Process, stage_of, sum_gauge
+from claw_r1.probes import Gauges, ask_port, ask_process, find_processes, places_of, session
 from claw_r1.settings import ConsoleSettings
 from console import queries
 from console.letterbox import Letterbox
-from console.probes import Gauges, ask_port, ask_process, find_processes
 from console.reader import Reader
-from console.status import Lag, Numbers, Pool, Process, Status, engines_of, fold_numbers, sum_gauge
+from console.status import Lag, Numbers, Pool, Status, engines_of, fold_numbers
 
 log = logging.getLogger("claw.console")
 
@@ -58,7 +59,7 @@ class Board:
     @contextlib.asynccontextmanager
     async def opened(cls, settings: ConsoleSettings, reader: Reader) -> AsyncIterator[Self]:
         """A board for the length of the block."""
-        async with aiohttp.ClientSession() as http:
+        async with session() as http:
             board = cls(settings, reader, http)
             if settings.read_only:
                 yield board
@@ -82,13 +83,7 @@ class Board:
 
     async def _ask(self) -> Status:
         settings = self._settings
-        stages = {
-            "gateway": settings.gateways or (settings.gateway,),
-            "streams": settings.streams,
-            "sinks": settings.sinks,
-            "workers": settings.workers,
-        }
-        asked = {} if settings.read_only else await find_processes(stages)
+        asked = {} if settings.read_only else (await find_processes(places_of(settings))).places
         pool, kafka, answers = await asyncio.gather(
             self._ask_pool(),
             asyncio.gather(*(ask_port("kafka", settings.kafka) for _ in asked and ("kafka",))),
@@ -96,17 +91,16 @@ class Board:
         )
         gauges: dict[str, Gauges] = {}
         for process, found in answers:
-            gauges.setdefault(process.name.partition("-")[0], []).extend(found)
+            gauges.setdefault(stage_of(process.name), []).extend(found)
         return Status(
             at=time.time(),
             pool=pool,
             numbers=self._numbers,
             processes=(*kafka, *(process for process, _ in answers), self._describe(pool)),
             engines=engines_of(gauges.get("gateway", []), self._numbers.policies if self._numbers else ()),
-            lags=(
-                Lag(name="streams", records=sum_gauge(gauges.get("streams", []), "claw_streams_lag_records")),
-                Lag(name="sinks", records=sum_gauge(gauges.get("sinks", []), "claw_sinks_lag_records")),
-                Lag(name="workers", records=sum_gauge(gauges.get("workers", []), "claw_workers_backlog_records")),
+            lags=tuple(
+                Lag(name=stage, records=sum_gauge(gauges.get(stage, []), BEHIND[stage]))
+                for stage in ("streams", "sinks", "workers")
             ),
             dead_letters=self._letters.count(),
             open_groups=sum_gauge(gauges.get("streams", []), "claw_streams_open_groups"),

@@ -7,10 +7,11 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from claw_r1.probe_answers import Gauge, Process
 from console.queries import BUCKET_SECONDS, BUCKETS, STAGES
 
 Row = Mapping[str, Any]
@@ -113,15 +114,6 @@ class Numbers(_Part):
     @property
     def empty(self) -> bool:
         return not any(self.totals.get(table) for table in ("calls", "steps", "trajectories", "groups", "cuts"))
-
-
-class Process(_Part):
-    """A process as it answers now."""
-
-    name: str
-    state: Literal["ready", "waiting", "down"]
-    detail: str
-    url: str
 
 
 class Engine(_Part):
@@ -260,20 +252,6 @@ def _recipe(name: str, row: Row | None, ready: int, oldest: float | None, batche
         oldest_ready=oldest if ready else None,
         batches=tuple(batches),
     )
-
-
-class Gauge(NamedTuple):
-    """A number that a process exports."""
-
-    name: str
-    labels: Mapping[str, str]
-    value: float
-
-
-def sum_gauge(samples: Iterable[Gauge], name: str) -> int | None:
-    """A gauge summed over its labels; None if the process does not export it."""
-    values = [sample.value for sample in samples if sample.name == name]
-    return round(sum(values)) if values else None
 
 
 def engines_of(samples: Iterable[Gauge], policies: Iterable[PolicyLine]) -> tuple[Engine, ...]:

@@ -43,6 +43,18 @@ def forget_all(kafka: str) -> None:
     wait_until(is_clean, what="no offset is left")
 
 
+def forget_topic(kafka: str, name: str) -> None:
+    """The broker has no such topic any more."""
+
+    async def is_gone() -> bool:
+        async with bus.admin(kafka) as client:
+            if there := name in await client.list_topics():
+                await client.delete_topics([name])
+            return not there
+
+    wait_until(lambda: asyncio.run(is_gone()), what=f"{name} is gone")
+
+
 async def send(
     kafka: str,
     facts: Iterable[Fact],

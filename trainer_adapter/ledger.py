@@ -4,6 +4,7 @@ Invariants:
 - the transactional id names the recipe, so whoever opens it last fences everyone before; a fenced trainer records nothing
   more and is told so (`Superseded`);
 - who was away looks who else has come before it makes its producer anew: it fences nobody that opened the recipe after it;
+- the broker fences a producer too whose transaction was open for too long: who was away in the middle of one looks as well;
 - a transaction whose end is not known is never guessed at: the producer is made anew, which settles it, and the history is
   read again.
 """
@@ -14,7 +15,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.errors import IllegalOperation, KafkaError, ProducerFenced
@@ -39,6 +40,10 @@ from trainer_adapter.tenure import find_newer
 log = logging.getLogger("claw.trainer")
 
 _CUTS = TopicPartition(topics.CUTS, 0)
+TRANSACTION_S: Final = 15.0
+"""Longest that a transaction may be open: then the broker ends it, and its producer."""
+_SPEAKS_S: Final = 3.0
+"""Within so many seconds a trainer that opened the recipe has said so."""
 
 
 class Superseded(UserError):
@@ -154,6 +159,7 @@ class Ledger:
             await self._mend()
             producer = self._producer
             assert producer is not None
+            began = time.monotonic()
             try:
                 async with asyncio.timeout(self._deadline):
                     wanted = {entry.topic for entry in entries}
@@ -168,6 +174,12 @@ class Ledger:
                     await producer.commit_transaction()
             except ProducerFenced as error:
                 await self._drop_producer()
+                if (took := time.monotonic() - began) > TRANSACTION_S:
+                    await asyncio.sleep(_SPEAKS_S)
+                    raise RetryableError(
+                        f"the broker ended a transaction of {self.client_id} that was open for {took:.0f} s, or another "
+                        "trainer did"
+                    ) from error  # who it was is looked at before the producer is made anew
                 self._lost = self._superseded(await self._newest_holder())
                 raise self._lost from error
             except (KafkaError, TimeoutError) as error:
@@ -218,7 +230,12 @@ class Ledger:
     async def _start(self) -> AIOKafkaProducer:
         try:
             async with asyncio.timeout(self._deadline):
-                return await start_producer(self._kafka, client_id=self.client_id, transactional_id=self.client_id)
+                return await start_producer(
+                    self._kafka,
+                    client_id=self.client_id,
+                    transactional_id=self.client_id,
+                    transaction_timeout=TRANSACTION_S,
+                )
         except (KafkaError, TimeoutError) as error:
             raise failure(f"{self.client_id} cannot be opened on the broker", error) from error
 

@@ -442,7 +442,7 @@ class AsyncBatchStream:
         """
         columns = read_stats(batch, token_stats or {})
         async with self._committing:
-            end = time.monotonic() + 2 * self._deadline
+            began = time.monotonic()
             while True:
                 try:
                     await self._settle()
@@ -478,8 +478,13 @@ class AsyncBatchStream:
                         self._tracing.give_up("superseded")
                     raise
                 except _AWAY as error:
-                    if time.monotonic() > end:
-                        raise RetryableError(f"batch {batch.sequence} is not committed: {error}") from error
+                    if (away := time.monotonic() - began) > 2 * self._deadline:
+                        raise RetryableError(
+                            f"batch {batch.sequence} of recipe {self._name} is trained, and whether that is recorded is not "
+                            f"known: the broker has not confirmed it for {away:.0f} s ({error}). When it is back, call commit "
+                            "again with the same version: it is recorded once, however often you call. Or start the trainer "
+                            "again from its checkpoint: what was not recorded comes again."
+                        ) from error
                     log.warning("commit not confirmed", extra={"recipe": self._name, "error": str(error)})
                     await asyncio.sleep(_PAUSE_S)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from claw_r1.backups.folder import Folder
+from claw_r1.backups.folder import BLOBS, Folder
 from claw_r1.errors import UserError
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -16,18 +16,17 @@ Counted = Callable[[int], None]
 
 
 def list_blobs(store: Path) -> Iterator[Path]:
-    """Every whole blob of a folder, in order."""
-    for path in sorted(store.glob("[0-9a-f][0-9a-f]/[0-9a-f][0-9a-f]/*")):
-        if _SHA256.fullmatch(path.name):
-            yield path
+    """Every whole blob of a folder, in order; there may be millions, and one folder's are listed at a time."""
+    for first in sorted(store.glob("[0-9a-f][0-9a-f]")):
+        for second in sorted(first.glob("[0-9a-f][0-9a-f]")):
+            yield from (path for path in sorted(second.iterdir()) if _SHA256.fullmatch(path.name))
 
 
 def copy_blobs(store: Path, folder: Folder, count: Counted) -> None:
     """Copy what an earlier call has not. Raises UserError for a blob that does not hold the bytes of its name."""
     for blob in list_blobs(store):
-        name = part_name(blob.name)
-        if name not in folder.parts:
-            with folder.writing(name) as draft, blob.open("rb") as source:
+        if not folder.has_blob(blob.name):
+            with folder.writing(part_name(blob.name)) as draft, blob.open("rb") as source:
                 digest = hashlib.sha256()
                 while piece := source.read(_PIECE):
                     draft.add(piece)
@@ -40,14 +39,16 @@ def copy_blobs(store: Path, folder: Folder, count: Counted) -> None:
 
 
 def part_name(sha256: str) -> str:
-    return f"blobs/{sha256[:2]}/{sha256[2:4]}/{sha256}"
+    return f"{BLOBS}{sha256[:2]}/{sha256[2:4]}/{sha256}"
 
 
 def restore_blobs(store: Path, folder: Folder, count: Counted) -> None:
     """Copy into the store what it does not have."""
     target = Folder(store)
-    for part in folder.under("blobs/"):
-        name = part.path.removeprefix("blobs/")
+    for part in folder.each():
+        if not part.path.startswith(BLOBS):
+            continue
+        name = part.path.removeprefix(BLOBS)
         if not (store / name).exists():
             with target.placing(name) as draft, (folder.path / part.path).open("rb") as source:
                 while piece := source.read(_PIECE):

@@ -22,6 +22,7 @@ VERSION: Final = 1
 PLAN: Final = "plan.json"
 PARTS: Final = "parts.jsonl"
 MANIFEST: Final = "manifest.json"
+BLOBS: Final = "blobs/"
 _PIECE: Final = 2**20
 _LEVEL: Final = 1
 _GZIP: Final = 31
@@ -46,6 +47,9 @@ class TopicPlan(_Model):
     spans: list[Span]
     """By partition."""
     config: dict[str, str]
+    """What was in force of the settings that decide what is kept of a record."""
+    own: dict[str, str] = {}
+    """Others that were given to the topic itself, such as `min.insync.replicas`; earlier backups have none."""
 
 
 class Committed(_Model):
@@ -117,6 +121,9 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.parts: dict[str, Part] = {}
+        """Of topics and tables, by path."""
+        self._blobs: set[bytes] = set()
+        """Hashes of the blobs that are here, of which there may be millions."""
 
     @property
     def complete(self) -> bool:
@@ -137,11 +144,14 @@ class Folder:
                 raise UserError(f"{self.path} is not empty and no backup: choose another folder")
             return None
         plan = self._read_plan()
-        lines = (self.path / PARTS).read_bytes().splitlines(keepends=True) if (self.path / PARTS).exists() else []
-        whole = [line for line in lines if line.endswith(b"\n")]
-        if whole != lines:  # a kill cut the last line off
-            _write(self.path / PARTS, b"".join(whole))
-        self.parts = {part.path: part for part in map(Part.model_validate_json, whole)}
+        (self.path / PARTS).touch()
+        with (self.path / PARTS).open("rb+") as lines:
+            whole = 0
+            for line in lines:
+                if line.endswith(b"\n"):
+                    self._note(Part.model_validate_json(line))
+                    whole += len(line)
+            lines.truncate(whole)  # a kill cut the last line off
         return plan
 
     def write_plan(self, plan: Plan) -> None:
@@ -177,22 +187,41 @@ class Folder:
             lines.write(part.model_dump_json().encode() + b"\n")
             lines.flush()
             os.fsync(lines.fileno())
-        self.parts[part.path] = part
+        self._note(part)
+
+    def _note(self, part: Part) -> None:
+        if part.path.startswith(BLOBS):
+            self._blobs.add(bytes.fromhex(part.sha256))
+        else:
+            self.parts[part.path] = part
+
+    def has_blob(self, sha256: str) -> bool:
+        return bytes.fromhex(sha256) in self._blobs
+
+    def each(self) -> Iterator[Part]:
+        """Every part, as its line is read."""
+        with (self.path / PARTS).open("rb") as lines:
+            yield from map(Part.model_validate_json, lines)
 
     def finish(self, plan: Plan, finished: str) -> Manifest:
         """Nothing is left to copy."""
         (self.path / PARTS).touch()
-        parts = self.parts.values()
+        many = records = rows = blobs = size = 0
+        for part in self.each():
+            many, size = many + 1, size + part.bytes
+            records += part.count * part.path.startswith("topics/")
+            rows += part.count * part.path.startswith("pool/")
+            blobs += part.path.startswith(BLOBS)
         manifest = Manifest(
             created=plan.created,
             finished=finished,
             plan_sha256=_hash(self.path / PLAN),
             parts_sha256=_hash(self.path / PARTS),
-            parts=len(parts),
-            records=sum(part.count for part in parts if part.path.startswith("topics/")),
-            rows=sum(part.count for part in parts if part.path.startswith("pool/")),
-            blobs=sum(part.path.startswith("blobs/") for part in parts),
-            bytes=sum(part.bytes for part in parts),
+            parts=many,
+            records=records,
+            rows=rows,
+            blobs=blobs,
+            bytes=size,
         )
         _write(self.path / MANIFEST, manifest.model_dump_json(indent=1).encode())
         return manifest
@@ -218,8 +247,8 @@ class Folder:
         for name, digest in ((PLAN, manifest.plan_sha256), (PARTS, manifest.parts_sha256)):
             if not (self.path / name).exists() or _hash(self.path / name) != digest:
                 raise UserError(f"{self.path / name} is damaged: its SHA-256 is not that of the manifest")
-        with (self.path / PARTS).open("rb") as lines:
-            self.parts = {part.path: part for part in map(Part.model_validate_json, lines)}
+        for part in self.each():
+            self._note(part)
         return manifest, self._read_plan()
 
     def check(self, part: Part) -> None:
@@ -232,7 +261,7 @@ class Folder:
         return gzip.open(self.path / part.path, "rb")
 
     def under(self, prefix: str) -> list[Part]:
-        """Parts whose path begins so, in their order."""
+        """Parts of topics and tables whose path begins so, in their order."""
         return sorted(
             (part for path, part in self.parts.items() if path.startswith(prefix)), key=lambda part: part.path
         )

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import RecordsToDelete
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import OffsetAndMetadata, RecordMetadata
 
@@ -39,6 +39,9 @@ TRANSACTION_TIMEOUT: Final = 300.0
 END_PAUSE: Final = 0.002
 _CLIENT: Final = "claw-backup"
 _KEPT: Final = ("cleanup.policy", "retention.ms", "max.message.bytes", "message.timestamp.type")
+_OF_BROKERS: Final = ("leader.replication.throttled.replicas", "follower.replication.throttled.replicas")
+"""Name brokers by their numbers: they mean nothing elsewhere."""
+_COPIES_WRITTEN: Final = "min.insync.replicas"
 _WHILE_WRITTEN: Final = {
     "cleanup.policy": "delete",
     "retention.ms": "-1",
@@ -52,19 +55,14 @@ Counted = Callable[[int], None]
 # --------------------------------------------------------------------------------------------------------------- backup
 
 
-async def list_topics(kafka: str) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
-    """The project's topics with their numbers of partitions, and with their settings."""
+async def list_topics(kafka: str) -> dict[str, int]:
+    """The project's topics with their numbers of partitions."""
     async with bus.admin(kafka) as client:
-        found = {
+        return {
             topic["topic"]: len(topic["partitions"])
             for topic in await client.describe_topics()
             if topic["error_code"] == 0 and topic["topic"].startswith(PREFIX)
         }
-        configs = await bus.read_configs(client, sorted(found))
-    return found, {
-        name: {key: value for key in _KEPT if (value := config.get(key)) is not None}
-        for name, config in configs.items()
-    }
 
 
 async def read_groups(kafka: str, names: Iterable[str]) -> list[Committed]:
@@ -94,8 +92,12 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=rank)
 
 
-async def plan_topics(kafka: str, found: dict[str, int], configs: dict[str, dict[str, str]]) -> list[TopicPlan]:
-    """From where to where each topic is copied. Ends are those of all records: what an open transaction holds is waited for."""
+async def plan_topics(kafka: str, found: dict[str, int]) -> list[TopicPlan]:
+    """The topics with their settings, and from where to where each is copied. Ends are those of all records: what an open
+    transaction holds is waited for."""
+    async with bus.admin(kafka) as client:
+        configs = await bus.read_configs(client, sorted(found))
+        given = await bus.read_configs(client, sorted(found), own=True)
     consumer = await bus.start_consumer(kafka, client_id=_CLIENT, committed_only=False)
     try:
         plans = []
@@ -104,7 +106,9 @@ async def plan_topics(kafka: str, found: dict[str, int], configs: dict[str, dict
             starts = await consumer.beginning_offsets(partitions)
             ends = await bus.end_offsets(consumer, partitions)
             spans = [Span(start=starts[tp], end=ends[tp]) for tp in partitions]
-            plans.append(TopicPlan(name=name, spans=spans, config=configs[name]))
+            config = {key: value for key in _KEPT if (value := configs[name].get(key)) is not None}
+            own = {key: value for key, value in sorted(given[name].items()) if key not in (*_KEPT, *_OF_BROKERS)}
+            plans.append(TopicPlan(name=name, spans=spans, config=config, own=own))
         return plans
     finally:
         await bus.stop_consumer(consumer)
@@ -175,7 +179,7 @@ async def _frames(consumer: AIOKafkaConsumer, tp: TopicPartition, start: int, en
 
 async def check_empty(kafka: str, plans: Sequence[TopicPlan]) -> None:
     """Raise UserError if a topic of the project holds or held records, or has another number of partitions."""
-    found, _ = await list_topics(kafka)
+    found = await list_topics(kafka)
     consumer = await bus.start_consumer(kafka, client_id=_CLIENT, committed_only=False)
     try:
         partitions = [TopicPartition(name, number) for name, many in found.items() for number in range(many)]
@@ -195,13 +199,15 @@ async def check_empty(kafka: str, plans: Sequence[TopicPlan]) -> None:
             )
 
 
-async def make_topics(kafka: str, plans: Sequence[TopicPlan], replication: int) -> None:
-    """The topics, such that records keep their times."""
+async def make_topics(kafka: str, plans: Sequence[TopicPlan], replication: int) -> set[str]:
+    """The topics, such that records keep their times; returns the names of those that were not there."""
+    there = await list_topics(kafka)
     await bus.apply_topics(
         kafka,
         [topics.Topic(p.name, len(p.spans), "", "", p.config | _WHILE_WRITTEN) for p in plans],
         replication=replication,
     )
+    return {plan.name for plan in plans if plan.name not in there}
 
 
 async def fill_topics(kafka: str, plans: Sequence[TopicPlan], folder: Folder, count: Counted) -> None:
@@ -399,8 +405,11 @@ class _aborted:
         await self._producer.abort_transaction()
 
 
-async def settle_topics(kafka: str, plans: Sequence[TopicPlan], folder: Folder) -> None:
-    """Logs begin where they began, and the topics get their own settings back."""
+async def settle_topics(kafka: str, plans: Sequence[TopicPlan], made: set[str], folder: Folder) -> list[str]:
+    """Logs begin where they began, and the topics get their settings back, those that were made also what was their own.
+
+    Returns a line for each setting that the backup has and a topic has not.
+    """
     async with bus.admin(kafka) as client:
         starts = {
             TopicPartition(plan.name, number): RecordsToDelete(before_offset=begin)
@@ -411,6 +420,36 @@ async def settle_topics(kafka: str, plans: Sequence[TopicPlan], folder: Folder) 
         if starts:
             await client.delete_records(starts)
         await bus.set_configs(client, {plan.name: plan.config for plan in plans})
+        return [line for plan in plans for line in await _give(client, plan, plan.name in made)]
+
+
+async def _give(client: AIOKafkaAdminClient, plan: TopicPlan, made: bool) -> list[str]:
+    """Give a topic that was made what was its own, one by one: brokers refuse what their version does not know."""
+    if not plan.own:
+        return []
+    (topic,) = await client.describe_topics([plan.name])
+    copies = min(len(partition["replicas"]) for partition in topic["partitions"])
+    there = (await bus.read_configs(client, [plan.name]))[plan.name]
+    lines = []
+    for key, value in plan.own.items():
+        if not made:
+            why = "" if there.get(key) == value else f"the topic was there before, with {there.get(key)}"
+        elif key == _COPIES_WRITTEN and int(value) > copies:
+            why = f"a partition has {copies} {'copy' if copies == 1 else 'copies'} here, and would take no writes"
+        else:
+            why = await _refusal(client, plan.name, key, value)
+        if why:
+            lines.append(f"{plan.name} is without {key}={value}: {why}")
+    return lines
+
+
+async def _refusal(client: AIOKafkaAdminClient, topic: str, key: str, value: str) -> str:
+    """Set it; returns what the brokers have against it."""
+    try:
+        await bus.set_configs(client, {topic: {key: value}})
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 async def commit_groups(kafka: str, groups: Sequence[Committed]) -> None:

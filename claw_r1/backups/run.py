@@ -6,7 +6,7 @@ that moment.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +31,15 @@ class Place:
     blobs: Path
     sinks: str
     """The sinks' consumer group."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What was put back."""
+
+    manifest: Manifest
+    without: list[str] = field(default_factory=list)
+    """A line for each setting of a topic that the target did not get."""
 
 
 class _Count:
@@ -70,11 +79,11 @@ async def back_up(place: Place, path: Path, told: Told) -> Manifest:
 
 async def _plan(place: Place, clickhouse: ClickHouse) -> Plan:
     await clickhouse.check_schema()
-    found, configs = await log.list_topics(place.kafka)
+    found = await log.list_topics(place.kafka)
     if not found:
         raise UserError(f"the broker at {place.kafka} has none of the project's topics: is it the one that is meant?")
     groups = await log.read_groups(place.kafka, found)
-    topics = await log.plan_topics(place.kafka, found, configs)
+    topics = await log.plan_topics(place.kafka, found)
     return Plan(
         created=_now(),
         database=place.database,
@@ -87,7 +96,7 @@ async def _plan(place: Place, clickhouse: ClickHouse) -> Plan:
 
 async def restore(
     place: Place, path: Path, told: Told, *, replication: int = bus.AS_BROKERS_CHOOSE, dry_run: bool = False
-) -> Manifest:
+) -> Restored:
     """Put a backup into brokers and a database without records and rows, and compare all of it.
 
     Raises UserError, and writes nothing, if the backup is damaged or the target not empty; UserError too if what came out is
@@ -96,21 +105,21 @@ async def restore(
     folder = Folder(path)
     manifest, plan = folder.open()
     checked = _Count(told, "parts to check", manifest.parts)
-    for part in folder.parts.values():
+    for part in folder.each():
         folder.check(part)
         checked(1)
     await log.check_empty(place.kafka, plan.topics)
     async with await ClickHouse.connect(place.clickhouse, place.database, timeout=pool.TIMEOUT) as clickhouse:
         await pool.check_empty(clickhouse)
         if dry_run:
-            return manifest
+            return Restored(manifest)
         await migrations.apply(place.clickhouse, place.database)
         await pool.check_schema(clickhouse, plan.tables)
-        await log.make_topics(place.kafka, plan.topics, replication)
+        made = await log.make_topics(place.kafka, plan.topics, replication)
         await log.fill_topics(place.kafka, plan.topics, folder, _Count(told, "records", manifest.records))
         await pool.fill_tables(clickhouse, plan.tables, folder, _Count(told, "rows", manifest.rows))
         blobs.restore_blobs(place.blobs, folder, _Count(told, "blobs", manifest.blobs))
-        await log.settle_topics(place.kafka, plan.topics, folder)
+        without = await log.settle_topics(place.kafka, plan.topics, made, folder)
         compared = _Count(told, "records to compare", manifest.records)
         wrong = await log.verify_topics(place.kafka, plan.topics, folder, compared)
         wrong += await pool.verify_tables(clickhouse, plan.tables, folder)
@@ -120,7 +129,7 @@ async def restore(
                 "target, and restore again"
             )
     await log.commit_groups(place.kafka, plan.groups)
-    return manifest
+    return Restored(manifest, without)
 
 
 def _now() -> str:

@@ -1,18 +1,20 @@
-"""The whole system in numbers: what each consumer group has not taken yet, what lies in dead letters, what the pool holds."""
+"""The whole system in numbers: what each consumer group has not taken yet, what lies in dead letters, what the pool holds, and
+what each process that was named says of itself."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from pydantic import BaseModel
 
-from claw_r1 import bus, topics
+from claw_r1 import bus, probes, topics
 from claw_r1.checks.broker import PATIENCE, read_copies
 from claw_r1.checks.copies import Copies
 from claw_r1.clickhouse import ClickHouse
 from claw_r1.errors import ClawError
+from claw_r1.probe_answers import Process
 from claw_r1.settings import SinksSettings, StreamsSettings, WorkersSettings
 
 DEADLINE: Final = 15.0
@@ -41,16 +43,31 @@ class System(BaseModel):
     """Topic → letters in its dead-letter topic, those sent back counted too."""
     pool: dict[str, Any] | None = None
     """Rows of steps, trajectories and batches (before merges), and the newest step's time."""
+    processes: list[Process] = []
+    """What was asked by its health URL."""
+    passed_over: dict[str, int] = {}
+    """Stage → processes beyond the first probes.MOST, which were not asked."""
     errors: dict[str, str] = {}
 
 
-async def look(kafka: str, clickhouse: str, database: str) -> System:
-    """Ask the brokers and the pool; what cannot be asked is told, and never raised."""
+async def look(kafka: str, clickhouse: str, database: str, stages: Mapping[str, Sequence[str]]) -> System:
+    """Ask the brokers, the pool, and the processes behind the health URLs of each stage; what cannot be asked is told, and
+    never raised."""
     system = System()
     await asyncio.gather(
-        _ask(system, "kafka", _kafka(system, kafka)), _ask(system, "pool", _pool(system, clickhouse, database))
+        _ask(system, "kafka", _kafka(system, kafka)),
+        _ask(system, "pool", _pool(system, clickhouse, database)),
+        _processes(system, stages),
     )
     return system
+
+
+async def _processes(system: System, stages: Mapping[str, Sequence[str]]) -> None:
+    found = await probes.find_processes(stages)
+    async with probes.session() as http:
+        answers = await asyncio.gather(*(probes.ask_process(http, *place) for place in found.places.items()))
+    system.processes = [process for process, _ in answers]
+    system.passed_over = found.passed_over
 
 
 async def _ask(system: System, name: str, asking: Any) -> None:

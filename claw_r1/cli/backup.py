@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -48,7 +48,10 @@ def backup(
     place = _place(kafka, clickhouse, database, blobs)
     with _telling() as told:
         manifest = asyncio.run(back_up(place, directory, told))
-    _print(manifest, directory, as_json, "in")
+    if as_json:
+        print(json.dumps(_document(manifest, directory)))
+    else:
+        print(_sentence(manifest, directory, "in"))
 
 
 def restore(
@@ -72,8 +75,12 @@ def restore(
 
     place, copies = _place(kafka, clickhouse, database, blobs), replication or AS_BROKERS_CHOOSE
     with _telling() as told:
-        manifest = asyncio.run(put_back(place, directory, told, replication=copies, dry_run=dry_run))
-    _print(manifest, directory, as_json, "could be restored from" if dry_run else "restored and compared, from")
+        done = asyncio.run(put_back(place, directory, told, replication=copies, dry_run=dry_run))
+    if as_json:
+        print(json.dumps(_document(done.manifest, directory) | {"without": done.without}))
+        return
+    how = "could be restored from" if dry_run else "restored and compared, from"
+    print("\n".join([_sentence(done.manifest, directory, how), *done.without]))
 
 
 def _place(kafka: str | None, clickhouse: str | None, database: str | None, blobs: Path | None) -> "Place":
@@ -104,11 +111,12 @@ def _telling() -> Iterator["Told"]:
     yield told
 
 
-def _print(manifest: "Manifest", directory: Path, as_json: bool, how: str) -> None:
-    if as_json:
-        print(json.dumps({"path": str(directory), **manifest.model_dump()}))
-        return
-    print(
+def _document(manifest: "Manifest", directory: Path) -> dict[str, Any]:
+    return {"path": str(directory), **manifest.model_dump()}
+
+
+def _sentence(manifest: "Manifest", directory: Path, how: str) -> str:
+    return (
         f"{manifest.records} records, {manifest.rows} rows and {manifest.blobs} blobs {how} {directory} "
         f"({manifest.bytes} bytes, begun {manifest.created})"
     )

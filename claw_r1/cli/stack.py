@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,9 +15,11 @@ from claw_r1.clickhouse import without_password
 from claw_r1.local import stack as local
 from claw_r1.local.jars import ensure_jars, print_progress
 from claw_r1.local.state import StackState, read_state
+from claw_r1.settings import ConsoleSettings
 
 if TYPE_CHECKING:
     from claw_r1.checks.system import System
+    from claw_r1.probe_answers import Process
 
 Data = Annotated[
     Path | None, typer.Option("--data", help="Folder of the stack's state (default: CLAW_DATA, or .claw).")
@@ -111,7 +113,8 @@ def down(data: Data = None) -> None:
 
 def status(as_json: AsJson = False, data: Data = None) -> None:
     """Show every process of the local stack, and of the whole system what is behind, dead letters and the pool; exit code 1
-    unless all processes are ready. Without a local stack: of the cluster that CLAW_KAFKA and CLAW_CLICKHOUSE name."""
+    unless all processes are ready. Without a local stack: of the cluster that CLAW_KAFKA and CLAW_CLICKHOUSE name, and the
+    processes whose health URLs CLAW_CONSOLE_GATEWAYS, _STREAMS, _SINKS and _WORKERS name."""
     folder = data_dir(data)
     state = read_state(folder)
     rows = describe(state)
@@ -128,7 +131,7 @@ def status(as_json: AsJson = False, data: Data = None) -> None:
     if system is not None and not as_json:
         _print_system(system)
     if not state.alive and system is not None:
-        healthy = not system.errors
+        healthy = not system.errors and all(process.state == "ready" for process in system.processes)
     else:
         healthy = phase == "ready" and all(row["ready"] for row in rows.values())
     if not healthy:
@@ -141,8 +144,10 @@ def _look(folder: Path, state: StackState) -> "System | None":
     if not named:
         return None
     from claw_r1.checks.system import look
+    from claw_r1.probes import places_of
 
-    return asyncio.run(look(kafka_address(None, folder), clickhouse_address(None, folder), database_name(None)))
+    stages = {} if state.alive else places_of(ConsoleSettings.read(), named=True)
+    return asyncio.run(look(kafka_address(None, folder), clickhouse_address(None, folder), database_name(None), stages))
 
 
 def _print_processes(rows: Mapping[str, Mapping[str, Any]]) -> None:
@@ -154,7 +159,20 @@ def _print_processes(rows: Mapping[str, Mapping[str, Any]]) -> None:
         print(f"{name:12} {row['pid'] or '':>8} {words:12} {row['restarts']:>8} {port:>6}  {row['log']}")
 
 
+def _print_asked(processes: "Sequence[Process]") -> None:
+    print(f"{'process':12} {'state':8} {'version':10} {'behind':>8}  url")
+    for process in processes:
+        version, behind = process.version or "?", "?" if process.behind is None else process.behind
+        print(f"{process.name:12} {process.state:8} {version:10} {behind:>8}  {process.url}")
+        if process.detail:
+            print(f"{'':12} {process.detail}")
+
+
 def _print_system(system: "System") -> None:
+    if system.processes:
+        _print_asked(system.processes)
+    for stage, number in system.passed_over.items():
+        print(f"{stage}: {number} more processes were not asked")
     if system.brokers is not None:
         print(f"\nbrokers: {system.brokers.told()}")
     told = ", ".join(f"{part} {'nothing yet' if lag is None else lag}" for part, lag in system.behind.items())

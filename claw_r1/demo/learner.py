@@ -21,6 +21,7 @@ import msgspec
 
 from claw_r1.demo import grpo, policy
 from claw_r1.demo.trainer import EngineClient, Trainer, load_weights, save_weights, success_rate
+from claw_r1.errors import ClawError, exit_code
 from trainer_adapter import Batch, BatchStream
 
 log = logging.getLogger("claw.trainer")
@@ -153,7 +154,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
-    run(parse_arguments())
+    try:
+        run(parse_arguments())
+    except ClawError as error:
+        log.error("the trainer ends: %s", error)
+        sys.exit(exit_code(error))
 
 
 if __name__ == "__main__":

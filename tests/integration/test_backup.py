@@ -89,6 +89,11 @@ async def _names(kafka: str) -> list[str]:
         return sorted(name for name in await client.list_topics() if name.startswith("claw."))
 
 
+async def _own(kafka: str, name: str) -> dict[str, str]:
+    async with bus.admin(kafka) as client:
+        return (await bus.read_configs(client, [name], own=True))[name]
+
+
 async def _bounds(kafka: str, names: Sequence[str]) -> dict[tuple[str, int], tuple[int, int]]:
     consumer = await bus.start_consumer(kafka, client_id="test", committed_only=False)
     try:
@@ -108,7 +113,8 @@ def _tables(pool: Pool) -> dict[str, list[tuple[str, ...]]]:
 
 
 async def _live(stack: Stack, tmp_path: Path) -> Lived:
-    """A pool of every kind of row; a recipe with one trained batch and one that was handed out; a log that was trimmed."""
+    """A pool of every kind of row; a recipe with one trained batch and one that was handed out; a log that was trimmed; a
+    topic with settings of an operator."""
     pool = await asyncio.to_thread(a_pool, stack, DATABASE)
     sink = a_sink(stack, tmp_path, DATABASE, sinks_group="claw-sinks")
     await bus.ensure_topic(stack.kafka, topics.batch_topic_spec("full"))
@@ -140,6 +146,7 @@ async def _live(stack: Stack, tmp_path: Path) -> Lived:
     place = next(tp for tp, (_, end) in (await _bounds(stack.kafka, [topics.EVENTS])).items() if end > 3)
     async with bus.admin(stack.kafka) as client:
         await client.delete_records({TopicPartition(*place): RecordsToDelete(before_offset=2)})
+        await bus.set_configs(client, {topics.EVENTS: {"segment.ms": "3600000", "min.insync.replicas": "2"}})
     names = await _names(stack.kafka)
     return Lived(
         name,
@@ -181,7 +188,9 @@ def test_a_wiped_system_goes_on_from_its_backup(tmp_path: Path, monkeypatch: pyt
         _refuse_damage(folder, new, new_blobs)
         claw("restore", folder, new, new_blobs, "--dry-run")
         assert asyncio.run(_names(new.kafka)) == []
-        claw("restore", folder, new, new_blobs)
+        (without,) = claw("restore", folder, new, new_blobs)["without"]
+        assert without.startswith(f"{topics.EVENTS} is without min.insync.replicas=2: a partition has 1 copy here")
+        assert asyncio.run(_own(new.kafka, topics.EVENTS))["segment.ms"] == "3600000"
         names = list(lived.records)
         assert asyncio.run(_names(new.kafka)) == names
         assert asyncio.run(_bounds(new.kafka, names)) == lived.offsets

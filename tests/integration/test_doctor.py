@@ -1,12 +1,13 @@
 """`claw doctor` and `claw status` on the real broker and engine: what is broken is found, and what is said mends it."""
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from aiohttp.typedefs import Handler
 from aiokafka.admin import NewPartitions
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from claw_r1 import bus, topics
+from claw_r1 import bus, health, topics
 from claw_r1.checks import broker, engine, machine, pool
 from claw_r1.checks.finding import Finding
 from claw_r1.clickhouse import ClickHouse
@@ -325,6 +326,49 @@ def test_status_of_a_cluster_without_a_local_stack(own: tuple[Stack, str], tmp_p
     gone = claw(running, "status", "--json", **named | {"CLAW_KAFKA": f"{HOST}:{find_port()}"})
     assert gone.returncode == 1
     assert "no Kafka broker answers" in json.loads(gone.stdout)["system"]["errors"]["kafka"]
+
+
+def test_status_asks_the_processes_of_a_cluster(own: tuple[Stack, str], tmp_path: Path) -> None:
+    running, _ = own
+    asyncio.run(migrations.apply(running.clickhouse, "claw"))
+    asyncio.run(bus.apply_topics(running.kafka, topics.all_topics()))
+    streams, sinks, gone = (f"http://{HOST}:{find_port()}" for _ in range(3))
+    waits: list[str] = []
+
+    async def ask(sinks: str, *shown: str) -> subprocess.CompletedProcess[str]:
+        named = {"CLAW_DATA": str(tmp_path), "CLAW_KAFKA": running.kafka, "CLAW_CLICKHOUSE": running.clickhouse}
+        urls = {"CLAW_CONSOLE_STREAMS": streams, "CLAW_CONSOLE_SINKS": sinks}
+        return await asyncio.to_thread(claw, running, "status", *shown, **named, **urls)
+
+    async def scenario() -> None:
+        assert (await ask(sinks)).returncode == 0
+        lacking = await ask(f"{sinks},{gone}", "--json")
+        assert lacking.returncode == 1
+        first, _, second = json.loads(lacking.stdout)["system"]["processes"]
+        assert (first["name"], first["state"], first["version"]) == ("streams", "ready", health.version())
+        assert (second["name"], second["state"], second["behind"]) == ("sinks-2", "down", None)
+        assert gone.removeprefix("http://") in second["detail"]
+        waits.append("it reads the log")
+        slow = await ask(sinks)
+        assert slow.returncode == 1
+        _, line, why, *_ = slow.stdout.splitlines()
+        assert (line.split()[:2], why.strip()) == (["streams", "waiting"], "it reads the log")
+
+    async def run() -> None:
+        async with serving(streams, lambda: waits[0] if waits else None), serving(sinks, lambda: None):
+            await scenario()
+
+    asyncio.run(run())
+
+
+@contextlib.asynccontextmanager
+async def serving(url: str, ready: Callable[[], str | None]) -> AsyncIterator[None]:
+    server = health.HealthServer(HOST, int(url.rpartition(":")[2]), ready)
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop()
 
 
 def test_topics_of_other_sizes_than_the_events_are_found_at_last(own: tuple[Stack, str]) -> None:

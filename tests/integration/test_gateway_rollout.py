@@ -11,6 +11,7 @@ import pytest
 from aiohttp import ClientSession, TCPConnector
 from openai import AsyncOpenAI
 
+from claw_r1 import health
 from claw_r1.bus import read_topic
 from claw_r1.codec import decode_body, pack_ids, restore_prompt, unpack_floats
 from claw_r1.events import Fact, GroupOpen, Reward, Step, TrajectoryEnd, TrajectoryIndex, TrajectoryOpen
@@ -326,7 +327,7 @@ def test_documents_and_health(stack: Stack) -> None:
             paths = (await response.json())["paths"]
         assert {"/init_trajectory", "/rewards", "/submit_steps", "/groups"} <= set(paths)
         async with stand.http.get(f"{stand.url}/readyz") as response:
-            assert (response.status, await response.json()) == (200, {"status": "ready"})
+            assert (response.status, await response.json()) == (200, {"status": "ready", "version": health.version()})
         async with stand.http.get(f"{stand.url}/metrics") as response:
             assert "claw_gateway_steps_total" in await response.text()
         async with stand.http.get(f"{stand.url}/rewards") as response:

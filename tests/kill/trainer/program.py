@@ -7,9 +7,9 @@ Every operation that leaves a trace outside the process is named in `OPERATIONS`
 import contextlib
 import hashlib
 import json
-import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,7 +86,8 @@ class Way:
             trace.write(f"{self.sequence} {operation}\n")
         if (operation, self.sequence) == (self.plan.point, self.plan.at) and not self.struck:
             self.struck = True
-            os.kill(os.getpid(), signal.Signals[f"SIG{self.plan.signal}"])
+            # To this thread: another one would take a signal of the process later, and this one go on meanwhile.
+            signal.pthread_kill(threading.get_ident(), signal.Signals[f"SIG{self.plan.signal}"])
 
     @contextlib.contextmanager
     def during(self, phase: str) -> Iterator[None]:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import io
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claw_r1.backups.blobs import copy_blobs, restore_blobs
-from claw_r1.backups.folder import MANIFEST, PARTS, Committed, Folder, Plan, Span, TopicPlan
+from claw_r1.backups.blobs import copy_blobs, part_name, restore_blobs
+from claw_r1.backups.folder import MANIFEST, PARTS, Committed, Folder, Part, Plan, Span, TopicPlan
 from claw_r1.backups.frames import CutOff, Frame, pack, spaced, unpack
 from claw_r1.backups.log import in_order
 from claw_r1.backups.pool import stored_below
@@ -136,6 +137,23 @@ def test_what_a_disk_lost_is_told(tmp_path: Path) -> None:
         folder.open()
 
 
+def test_of_a_blob_that_is_copied_its_hash_is_held(tmp_path: Path) -> None:
+    folder, many = Folder(tmp_path), 5_000
+    folder.begin()
+    folder.write_plan(PLAN)
+    with (tmp_path / PARTS).open("w") as lines:
+        for number in range(many):
+            sha256 = hashlib.sha256(str(number).encode()).hexdigest()
+            lines.write(Part(path=part_name(sha256), bytes=1, sha256=sha256).model_dump_json() + "\n")
+    tracemalloc.start()
+    folder.begin()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 250 * many
+    assert folder.has_blob(hashlib.sha256(b"7").hexdigest())
+    assert folder.finish(PLAN, "later").blobs == many
+
+
 def test_blobs_come_back_under_their_hashes(tmp_path: Path) -> None:
     store, back = LocalBlobs(tmp_path / "blobs"), LocalBlobs(tmp_path / "back")
     counted: list[int] = []
@@ -144,6 +162,8 @@ def test_blobs_come_back_under_their_hashes(tmp_path: Path) -> None:
     folder.begin()
     folder.write_plan(PLAN)
     copy_blobs(tmp_path / "blobs", folder, counted.append)
+    folder = Folder(folder.path)
+    folder.begin()
     copy_blobs(tmp_path / "blobs", folder, counted.append)  # what is there is not copied again
     assert folder.finish(PLAN, "later").blobs == 1
     restore_blobs(tmp_path / "back", folder, counted.append)

@@ -1,7 +1,8 @@
 """The pool's rows become the numbers that people see, and nothing is invented on the way."""
 
+from claw_r1.probe_answers import Gauge
 from console.queries import BUCKETS
-from console.status import Gauge, PolicyLine, engines_of, shape_curves, sum_gauge
+from console.status import PolicyLine, engines_of, shape_curves
 from tests.unit.console.boards import some_numbers, some_rows
 
 
@@ -44,12 +45,6 @@ def test_an_ended_recipe_stays_visible_behind_those_in_force() -> None:
 def test_an_empty_pool_says_so() -> None:
     assert not some_numbers().empty
     assert some_numbers(totals=[{"what": "calls", "n": 0}, {"what": "recipes", "n": 3}]).empty
-
-
-def test_a_gauge_that_a_process_does_not_export_is_unknown_and_not_zero() -> None:
-    samples = [Gauge("claw_sinks_lag_records", {"partition": str(i)}, value) for i, value in enumerate((2.0, 3.0))]
-    assert sum_gauge(samples, "claw_sinks_lag_records") == 5
-    assert sum_gauge(samples, "claw_streams_lag_records") is None
 
 
 def test_engines_are_up_down_or_unknown() -> None:

@@ -1,20 +1,20 @@
-"""The processes answer for themselves here: ready or not, and the few gauges that the page shows.
+"""The processes answer for themselves here: ready or not, their version, and the gauges that they export.
 
 Invariants: every question has a deadline of a second; a process that does not answer is `down`, never an error.
 """
 
 import asyncio
 import itertools
-import json
 import socket
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from console.status import Gauge, Process
+from claw_r1.probe_answers import Gauge, Process, fold_answer, fold_silence
+from claw_r1.settings import ConsoleSettings
 
 DEADLINE: Final = 1.0
 MOST: Final = 64
@@ -22,17 +22,46 @@ MOST: Final = 64
 Gauges = list[Gauge]
 
 
-async def find_processes(stages: Mapping[str, Iterable[str]]) -> dict[str, str]:
+class Found(NamedTuple):
+    """Which processes there are."""
+
+    places: dict[str, str]
     """Name of a process → its health URL. The first of a stage is called as its stage, the second `STAGE-2`, and so on."""
-    found = {}
-    for stage, urls in stages.items():
-        each = await asyncio.gather(*map(_places_of, urls))
-        for number, place in enumerate(list(itertools.chain.from_iterable(each))[:MOST], 1):
-            found[stage if number == 1 else f"{stage}-{number}"] = place
+    passed_over: dict[str, int]
+    """Stage → how many more than MOST it has."""
+
+
+def places_of(settings: ConsoleSettings, *, named: bool = False) -> dict[str, tuple[str, ...]]:
+    """Stage → health URLs of its processes; with `named`, only of stages for which the environment has some."""
+    stages = {
+        "gateway": settings.gateways or (settings.gateway,),
+        "streams": settings.streams,
+        "sinks": settings.sinks,
+        "workers": settings.workers,
+    }
+    if not named:
+        return stages
+    given = {"gateway" if field == "gateways" else field for field in settings.model_fields_set}
+    return {stage: urls for stage, urls in stages.items() if stage in given}
+
+
+async def find_processes(stages: Mapping[str, Iterable[str]]) -> Found:
+    """The processes behind the URLs of each stage; takes at most DEADLINE."""
+    found = Found({}, {})
+    each = await asyncio.gather(*(_addresses(urls) for urls in stages.values()))
+    for stage, places in zip(stages, each, strict=True):
+        for number, place in enumerate(places[:MOST], 1):
+            found.places[stage if number == 1 else f"{stage}-{number}"] = place
+        if len(places) > MOST:
+            found.passed_over[stage] = len(places) - MOST
     return found
 
 
-async def _places_of(url: str) -> list[str]:
+async def _addresses(urls: Iterable[str]) -> list[str]:
+    return list(itertools.chain.from_iterable(await asyncio.gather(*map(_resolved, urls))))
+
+
+async def _resolved(url: str) -> list[str]:
     """What the URL stands for: a name with several addresses, as a headless Service has, is a process at each of them."""
     parts = urlsplit(url)
     if parts.scheme != "http":  # a certificate is of a name
@@ -49,8 +78,13 @@ async def _places_of(url: str) -> list[str]:
     return [f"http://{f'[{host}]' if ':' in host else host}:{port}{parts.path}" for host in hosts]
 
 
+def session() -> aiohttp.ClientSession:
+    """A client that asks all at once: none waits for another's connection while its own deadline runs."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+
+
 async def ask_process(http: aiohttp.ClientSession, name: str, url: str) -> tuple[Process, Gauges]:
-    """A process's state and gauges, by its health URL."""
+    """A process's state and gauges, by its health URL; takes at most DEADLINE."""
     try:
         async with asyncio.timeout(DEADLINE):
             async with http.get(f"{url}/readyz") as answer:
@@ -58,12 +92,10 @@ async def ask_process(http: aiohttp.ClientSession, name: str, url: str) -> tuple
             async with http.get(f"{url}/metrics") as answer:
                 gauges = _gauges(await answer.text()) if answer.status == 200 else []
     except TimeoutError:
-        return Process(name=name, state="down", detail=f"no answer within {DEADLINE:g} s", url=url), []
+        return fold_silence(name, url, f"no answer within {DEADLINE:g} s"), []
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        return Process(name=name, state="down", detail=str(error)[:200] or type(error).__name__, url=url), []
-    return Process(
-        name=name, state="ready" if ready else "waiting", detail="" if ready else _reason(body), url=url
-    ), gauges
+        return fold_silence(name, url, str(error) or type(error).__name__), []
+    return fold_answer(name, url, ready=ready, body=body, gauges=gauges), gauges
 
 
 async def ask_port(name: str, address: str) -> Process:
@@ -74,7 +106,7 @@ async def ask_port(name: str, address: str) -> Process:
             _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
         writer.close()
     except (OSError, TimeoutError, ValueError) as error:
-        return Process(name=name, state="down", detail=str(error)[:200] or "no answer", url=address)
+        return fold_silence(name, address, str(error) or "no answer")
     return Process(name=name, state="ready", detail="", url=address)
 
 
@@ -85,11 +117,3 @@ def _gauges(text: str) -> Gauges:
         if family.type == "gauge"
         for sample in family.samples
     ]
-
-
-def _reason(body: str) -> str:
-    try:
-        said = json.loads(body)
-    except ValueError:
-        return body[:200]
-    return str(said.get("reason", ""))[:200] if isinstance(said, dict) else body[:200]
