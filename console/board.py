@@ -18,7 +18,7 @@ from claw_r1.errors import DependencyUnreachable, RetryableError, UserError
 from claw_r1.settings import ConsoleSettings
 from console import queries
 from console.letterbox import Letterbox
-from console.probes import Gauges, ask_port, ask_process, find_processes
+from console.probes import Found, Gauges, ask_port, ask_process, find_processes
 from console.reader import Reader
 from console.status import Lag, Numbers, Pool, Process, Status, engines_of, fold_numbers, sum_gauge
 
@@ -88,11 +88,11 @@ class Board:
             "sinks": settings.sinks,
             "workers": settings.workers,
         }
-        asked = {} if settings.read_only else await find_processes(stages)
+        asked = Found({}, ()) if settings.read_only else await find_processes(stages)
         pool, kafka, answers = await asyncio.gather(
             self._ask_pool(),
-            asyncio.gather(*(ask_port("kafka", settings.kafka) for _ in asked and ("kafka",))),
-            asyncio.gather(*(ask_process(self._http, name, url) for name, url in asked.items())),
+            asyncio.gather(*(ask_port("kafka", settings.kafka) for _ in asked.urls and ("kafka",))),
+            asyncio.gather(*(ask_process(self._http, name, url) for name, url in asked.urls.items())),
         )
         gauges: dict[str, Gauges] = {}
         for process, found in answers:
@@ -102,6 +102,7 @@ class Board:
             pool=pool,
             numbers=self._numbers,
             processes=(*kafka, *(process for process, _ in answers), self._describe(pool)),
+            partly_asked=asked.partly,
             engines=engines_of(gauges.get("gateway", []), self._numbers.policies if self._numbers else ()),
             lags=(
                 Lag(name="streams", records=sum_gauge(gauges.get("streams", []), "claw_streams_lag_records")),

@@ -8,13 +8,13 @@ import itertools
 import json
 import socket
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from console.status import Gauge, Process
+from console.status import Gauge, PartlyAsked, Process
 
 DEADLINE: Final = 1.0
 MOST: Final = 64
@@ -22,14 +22,25 @@ MOST: Final = 64
 Gauges = list[Gauge]
 
 
-async def find_processes(stages: Mapping[str, Iterable[str]]) -> dict[str, str]:
-    """Name of a process → its health URL. The first of a stage is called as its stage, the second `STAGE-2`, and so on."""
-    found = {}
+class Found(NamedTuple):
+    """The processes of all stages; the first of a stage is called as its stage, the second `STAGE-2`, and so on."""
+
+    urls: dict[str, str]
+    """Health URLs by name, of those that are to be asked."""
+    partly: tuple[PartlyAsked, ...]
+
+
+async def find_processes(stages: Mapping[str, Iterable[str]]) -> Found:
+    """Where the processes of the stages are, MOST of a stage at most, and of which there are more."""
+    found: dict[str, str] = {}
+    partly = []
     for stage, urls in stages.items():
-        each = await asyncio.gather(*map(_places_of, urls))
-        for number, place in enumerate(list(itertools.chain.from_iterable(each))[:MOST], 1):
+        places = list(itertools.chain.from_iterable(await asyncio.gather(*map(_places_of, urls))))
+        for number, place in enumerate(places[:MOST], 1):
             found[stage if number == 1 else f"{stage}-{number}"] = place
-    return found
+        if len(places) > MOST:
+            partly.append(PartlyAsked(stage=stage, asked=MOST, known=len(places)))
+    return Found(found, tuple(partly))
 
 
 async def _places_of(url: str) -> list[str]:

@@ -278,26 +278,33 @@ def details(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def shape(rows: Iterable[Mapping[str, Any]], found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Rows as the page shows them. Unknown is None."""
     steps = {_key(row): row for row in found["steps"]}
-    batches: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for batch in found["batches"]:
-        batches.setdefault((batch["run_id"], batch["group_id"]), []).append(batch)
+    fates = _by(found["fates"], "run_id", "prompt_uid", "trajectory_uid")
+    batches = _by(found["batches"], "run_id", "group_id")
+    tags = _by(found["tags"], "run_id", "prompt_uid")
     return [
         _row(
             row,
             steps.get(_key(row), {}),
-            [f for f in found["fates"] if _key(f) == _key(row)],
+            fates.get(_key(row), []),
             batches.get((row["run_id"], row["group_id"]), []),
             sorted(
                 {
                     tag["value"]
-                    for tag in found["tags"]
-                    if (tag["run_id"], tag["prompt_uid"]) == (row["run_id"], row["prompt_uid"])
-                    and tag["trajectory_uid"] in (None, row["trajectory_uid"])
+                    for tag in tags.get((row["run_id"], row["prompt_uid"]), ())
+                    if tag["trajectory_uid"] in (None, row["trajectory_uid"])
                 }
             ),
         )
         for row in rows
     ]
+
+
+def _by(rows: Iterable[Mapping[str, Any]], *names: str) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
+    """Rows by their values of these names."""
+    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in names), []).append(row)
+    return found
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:

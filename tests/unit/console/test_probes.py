@@ -11,7 +11,8 @@ import pytest
 
 from claw_r1.health import HealthServer
 from claw_r1.local.ports import find_port
-from console.probes import ask_process, find_processes
+from console.probes import MOST, ask_process, find_processes
+from console.status import PartlyAsked
 
 
 @contextlib.asynccontextmanager
@@ -44,7 +45,8 @@ def test_a_name_with_several_addresses_is_a_process_at_each(monkeypatch: pytest.
         monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
         async with two_workers() as port, aiohttp.ClientSession() as http:
             stages = {"streams": [f"http://rl-streams:{port}"], "sinks": [f"http://localhost:{port}"], "workers": ()}
-            places = await find_processes(stages)
+            places, partly = await find_processes(stages)
+            assert partly == ()
             assert places == {
                 "streams": f"http://127.0.0.1:{port}",
                 "streams-2": f"http://127.0.0.2:{port}",
@@ -62,4 +64,17 @@ def test_a_name_with_several_addresses_is_a_process_at_each(monkeypatch: pytest.
 
 def test_what_cannot_be_resolved_is_asked_as_it_stands() -> None:
     urls = ["http://nowhere.invalid:8101", "https://localhost:1", "http://[::1]:1/path"]
-    assert list(asyncio.run(find_processes({"streams": urls})).values()) == urls
+    assert list(asyncio.run(find_processes({"streams": urls})).urls.values()) == urls
+
+
+def test_a_stage_of_more_processes_than_are_asked_is_told_with_both_numbers() -> None:
+    def some(number: int) -> list[str]:
+        return [f"https://localhost:{port}" for port in range(1, number + 1)]
+
+    found = asyncio.run(find_processes({"streams": some(MOST + 6), "sinks": some(MOST), "workers": ()}))
+    assert found.partly == (PartlyAsked(stage="streams", asked=64, known=70),)
+    assert [name for name in found.urls if name.startswith("streams")] == [
+        "streams",
+        *(f"streams-{n}" for n in range(2, 65)),
+    ]
+    assert len(found.urls) == 128
