@@ -47,8 +47,8 @@ def find_screen(parts: Sequence[str], screens: Sequence[Screen]) -> tuple[Screen
 def addresses(screen: Screen, named: Mapping[str, str], query: Mapping[str, str]) -> list[str]:
     """What a screen reads when it opens, as the page itself writes it.
 
-    `:name` is what the pattern names, or a word of the page's query, with `|` a default; `?a&b!` are words that are taken over
-    where the page has them, and without b nothing is read.
+    `:name` is what the pattern names, or a word of the page's query, with `|` a default, which also stands for any word but the
+    one behind `=`; `?a&b!` are words that are taken over where the page has them, and without b nothing is read.
     """
     found = []
     for template in screen.reads:
@@ -72,8 +72,12 @@ def _filled(part: str, named: Mapping[str, str], query: Mapping[str, str]) -> st
         return part
     name, dot, ending = part[1:].partition(".")
     name, _, default = name.partition("|")
+    name, _, only = name.partition("=")
+    word = named.get(name) or query.get(name)
+    if only and word != only:
+        word = None
     # As encodeURIComponent leaves them.
-    return quote(named.get(name) or query.get(name) or default, safe="!*'()") + dot + ending
+    return quote(word or default, safe="!*'()") + dot + ending
 
 
 def _word(text: str) -> str:

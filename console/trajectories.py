@@ -158,6 +158,8 @@ GROUP BY run_id, prompt_uid, trajectory_uid
 """
 """Trajectories of the last day that have steps and no end."""
 
+_KEY: Final = "run_id, prompt_uid, group_id, trajectory_uid"
+"""Of the table: a trajectory of a later round of its prompt has another group."""
 _SHOWN: Final = (
     "run_id, prompt_uid, group_id, trajectory_uid, channel, task_id, status, complete, steps, rewards.source AS sources, "
     "rewards.value AS rewards_by_source, metadata, partition, offset, toUnixTimestamp64Milli(append_time) AS at_ms"
@@ -191,10 +193,11 @@ def page(text: str, after: str | None, limit: int) -> tuple[str, dict[str, Any]]
         at_ms, uid = paging.decode(after, CURSOR)
         asked.parameters |= {"after_ms": at_ms, "after_uid": uid}
         behind = " AND (toUnixTimestamp64Milli(append_time), trajectory_uid) < ({after_ms:Int64}, {after_uid:String})"
-    return (
-        f"SELECT {_SHOWN} FROM ({source(terms)}) WHERE {asked.sql}{behind} "
-        f"ORDER BY at_ms DESC, trajectory_uid DESC LIMIT {paging.limit(limit) + 1}"
-    ), asked.parameters
+    rows, chosen = source(terms), f"{asked.sql}{behind}"
+    newest = f"ORDER BY append_time DESC, trajectory_uid DESC LIMIT {paging.limit(limit) + 1}"
+    if not terms:  # what is shown is read of these rows alone; a filter reads most of it anyway
+        chosen = f"({_KEY}) IN (SELECT {_KEY} FROM ({rows}) WHERE {chosen} {newest})"
+    return f"SELECT {_SHOWN} FROM ({rows}) WHERE {chosen} {newest}", asked.parameters
 
 
 def count(text: str) -> tuple[str, dict[str, Any]]:

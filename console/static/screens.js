@@ -4,7 +4,7 @@
 export const SCREENS = [
   { name: "flow", path: "/flow", title: "Flow", key: "f", reads: ["/flow.json"], load: () => import("./screens/flow.js") },
   { name: "trajectories", path: "/trajectories", title: "Trajectories", key: "t", reads: ["/trajectories.json?q"], load: () => import("./screens/trajectories.js") },
-  { name: "trajectory", path: "/trajectories/:uid", title: "Trajectory", reads: ["/trajectories/:uid.json", "/trajectories/:uid/steps/:step|last.json"], load: () => import("./screens/trajectory.js") },
+  { name: "trajectory", path: "/trajectories/:uid", title: "Trajectory", reads: ["/trajectories/:uid.json", "/trajectories/:uid/steps/:step|last/:mode=tokens|messages.json"], load: () => import("./screens/trajectory.js") },
   { name: "groups", path: "/groups", title: "Groups", key: "g", reads: ["/groups.json?q"], load: () => import("./screens/groups.js") },
   { name: "group", path: "/groups/:run/:group", title: "Group", reads: ["/groups/:run/:group.json?q"], load: () => import("./screens/group.js") },
   { name: "curate", path: "/curate", title: "Curate", key: "c", reads: ["/curate.json", "/trajectories.json?q!"], load: () => import("./screens/curate.js") },

@@ -38,8 +38,14 @@ def test_a_page_names_one_script_and_one_sheet() -> None:
     [
         ("/flow", {}, ["/flow.json"]),
         ("/trajectories", {"peek": "a"}, ["/trajectories.json"]),
-        ("/trajectories/a b~'(", {}, ["/trajectories/a%20b~'(.json", "/trajectories/a%20b~'(/steps/last.json"]),
-        ("/trajectories/t", {"step": "s/1"}, ["/trajectories/t.json", "/trajectories/t/steps/s%2F1.json"]),
+        (
+            "/trajectories/a b~'(",
+            {},
+            ["/trajectories/a%20b~'(.json", "/trajectories/a%20b~'(/steps/last/messages.json"],
+        ),
+        ("/trajectories/t", {"step": "s/1"}, ["/trajectories/t.json", "/trajectories/t/steps/s%2F1/messages.json"]),
+        ("/trajectories/t", {"mode": "tokens"}, ["/trajectories/t.json", "/trajectories/t/steps/last/tokens.json"]),
+        ("/trajectories/t", {"mode": "diff"}, ["/trajectories/t.json", "/trajectories/t/steps/last/messages.json"]),
         ("/groups/r/g#1", {"q": 'flat:yes "a~b*"'}, ["/groups/r/g%231.json?q=flat%3Ayes+%22a%7Eb*%22"]),
         ("/curate", {}, ["/curate.json"]),
         ("/curate", {"q": "ü"}, ["/curate.json", "/trajectories.json?q=%C3%BC"]),
