@@ -16,12 +16,12 @@ import aiohttp
 from claw_r1.clickhouse import UNKNOWN_DATABASE, UNKNOWN_TABLE, QueryRefused, without_password
 from claw_r1.errors import DependencyUnreachable, RetryableError, UserError
 from claw_r1.probe_answers import BEHIND, Process, stage_of, sum_gauge
-from claw_r1.probes import Gauges, ask_port, ask_process, find_processes, places_of, session
+from claw_r1.probes import MOST, Found, Gauges, ask_port, ask_process, find_processes, places_of, session
 from claw_r1.settings import ConsoleSettings
 from console import queries
 from console.letterbox import Letterbox
 from console.reader import Reader
-from console.status import Lag, Numbers, Pool, Status, engines_of, fold_numbers
+from console.status import Lag, Numbers, PartlyAsked, Pool, Status, engines_of, fold_numbers
 
 log = logging.getLogger("claw.console")
 
@@ -83,11 +83,11 @@ class Board:
 
     async def _ask(self) -> Status:
         settings = self._settings
-        asked = {} if settings.read_only else (await find_processes(places_of(settings))).places
+        asked = Found({}, {}) if settings.read_only else await find_processes(places_of(settings))
         pool, kafka, answers = await asyncio.gather(
             self._ask_pool(),
-            asyncio.gather(*(ask_port("kafka", settings.kafka) for _ in asked and ("kafka",))),
-            asyncio.gather(*(ask_process(self._http, name, url) for name, url in asked.items())),
+            asyncio.gather(*(ask_port("kafka", settings.kafka) for _ in asked.places and ("kafka",))),
+            asyncio.gather(*(ask_process(self._http, name, url) for name, url in asked.places.items())),
         )
         gauges: dict[str, Gauges] = {}
         for process, found in answers:
@@ -97,6 +97,9 @@ class Board:
             pool=pool,
             numbers=self._numbers,
             processes=(*kafka, *(process for process, _ in answers), self._describe(pool)),
+            partly_asked=tuple(
+                PartlyAsked(stage=stage, asked=MOST, known=MOST + more) for stage, more in asked.passed_over.items()
+            ),
             engines=engines_of(gauges.get("gateway", []), self._numbers.policies if self._numbers else ()),
             lags=tuple(
                 Lag(name=stage, records=sum_gauge(gauges.get(stage, []), BEHIND[stage]))

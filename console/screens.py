@@ -8,7 +8,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Never
+from typing import Any, Final, Literal, Never
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
@@ -174,17 +174,32 @@ def _unknown(uid: str) -> NotFound:
 @routes.get("/trajectories/{uid}/steps/{step_id}.json")
 async def one_step(request: Request, uid: str, step_id: str) -> Response:
     """A step with its context and its signals; `last` is the last one, for who does not know its id yet, or none."""
-    reader = console_of(request).reader
-    place, steps = await steps_of(reader, uid)
+    return answer(await tell_step(console_of(request), uid, step_id, "messages", "tokens"))
+
+
+@routes.get("/trajectories/{uid}/steps/{step_id}/{part}.json")
+async def part_of_step(request: Request, uid: str, step_id: str, part: Literal["messages", "tokens"]) -> Response:
+    """Its messages alone, or its tokens: who reads what was said waits for no signals."""
+    return answer(await tell_step(console_of(request), uid, step_id, part))
+
+
+async def tell_step(console: Console, uid: str, step_id: str, *parts: str) -> dict[str, Any]:
+    """The step's id, and of its context `messages`, `tokens` with their signals and texts, or both. Raises NotFound."""
+    place, steps = await steps_of(console.reader, uid)
     if step_id == trajectory.LAST and not steps:
-        return answer({"id": None})
+        return {"id": None}
     chain = chain_of(uid, step_id, steps)
     step = chain[-1]
-    found = await ask_all(reader, trajectory.OF_STEP, {**place, **contexts.of_chain(chain)})
+    statements = trajectory.OF_STEP if "tokens" in parts else {"added": contexts.ADDED}
+    found = await ask_all(console.reader, statements, {**place, **contexts.of_chain(chain)})
     context = whole(chain, found["added"])
-    tokens = signals.read(step, context, found["samples"], found["stats"], found["annotations"])
-    texts = await console_of(request).texts.of(step["model"], tokens["ids"])
-    return answer({"id": step["step_id"], "messages": context["messages"], **tokens, "texts": texts})
+    told: dict[str, Any] = {"id": step["step_id"]}
+    if "messages" in parts:
+        told["messages"] = context["messages"]
+    if "tokens" in parts:
+        told |= signals.read(step, context, found["samples"], found["stats"], found["annotations"])
+        told["texts"] = await console.texts.of(step["model"], told["ids"])
+    return told
 
 
 async def steps_of(reader: Reader, uid: str) -> tuple[dict[str, Any], list[Row]]:

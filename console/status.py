@@ -116,6 +116,14 @@ class Numbers(_Part):
         return not any(self.totals.get(table) for table in ("calls", "steps", "trajectories", "groups", "cuts"))
 
 
+class PartlyAsked(_Part):
+    """A stage with more processes than are asked: what is said of it is said of those that were."""
+
+    stage: str
+    asked: int
+    known: int
+
+
 class Engine(_Part):
     """An engine as the gateway sees it; None: it does not say."""
 
@@ -147,6 +155,8 @@ class Status(_Part):
     pool: Pool
     numbers: Numbers | None
     processes: tuple[Process, ...]
+    partly_asked: tuple[PartlyAsked, ...]
+    """Stages of which some processes were not asked: their lags and calls are sums of the others."""
     engines: tuple[Engine, ...]
     lags: tuple[Lag, ...]
     dead_letters: int | None

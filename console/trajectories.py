@@ -158,6 +158,8 @@ GROUP BY run_id, prompt_uid, trajectory_uid
 """
 """Trajectories of the last day that have steps and no end."""
 
+_KEY: Final = "run_id, prompt_uid, group_id, trajectory_uid"
+"""Of the table: a trajectory of a later round of its prompt has another group."""
 _SHOWN: Final = (
     "run_id, prompt_uid, group_id, trajectory_uid, channel, task_id, status, complete, steps, rewards.source AS sources, "
     "rewards.value AS rewards_by_source, metadata, partition, offset, toUnixTimestamp64Milli(append_time) AS at_ms"
@@ -191,10 +193,11 @@ def page(text: str, after: str | None, limit: int) -> tuple[str, dict[str, Any]]
         at_ms, uid = paging.decode(after, CURSOR)
         asked.parameters |= {"after_ms": at_ms, "after_uid": uid}
         behind = " AND (toUnixTimestamp64Milli(append_time), trajectory_uid) < ({after_ms:Int64}, {after_uid:String})"
-    return (
-        f"SELECT {_SHOWN} FROM ({source(terms)}) WHERE {asked.sql}{behind} "
-        f"ORDER BY at_ms DESC, trajectory_uid DESC LIMIT {paging.limit(limit) + 1}"
-    ), asked.parameters
+    rows, chosen = source(terms), f"{asked.sql}{behind}"
+    newest = f"ORDER BY append_time DESC, trajectory_uid DESC LIMIT {paging.limit(limit) + 1}"
+    if not terms:  # what is shown is read of these rows alone; a filter reads most of it anyway
+        chosen = f"({_KEY}) IN (SELECT {_KEY} FROM ({rows}) WHERE {chosen} {newest})"
+    return f"SELECT {_SHOWN} FROM ({rows}) WHERE {chosen} {newest}", asked.parameters
 
 
 def count(text: str) -> tuple[str, dict[str, Any]]:
@@ -278,26 +281,33 @@ def details(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def shape(rows: Iterable[Mapping[str, Any]], found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Rows as the page shows them. Unknown is None."""
     steps = {_key(row): row for row in found["steps"]}
-    batches: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for batch in found["batches"]:
-        batches.setdefault((batch["run_id"], batch["group_id"]), []).append(batch)
+    fates = _by(found["fates"], "run_id", "prompt_uid", "trajectory_uid")
+    batches = _by(found["batches"], "run_id", "group_id")
+    tags = _by(found["tags"], "run_id", "prompt_uid")
     return [
         _row(
             row,
             steps.get(_key(row), {}),
-            [f for f in found["fates"] if _key(f) == _key(row)],
+            fates.get(_key(row), []),
             batches.get((row["run_id"], row["group_id"]), []),
             sorted(
                 {
                     tag["value"]
-                    for tag in found["tags"]
-                    if (tag["run_id"], tag["prompt_uid"]) == (row["run_id"], row["prompt_uid"])
-                    and tag["trajectory_uid"] in (None, row["trajectory_uid"])
+                    for tag in tags.get((row["run_id"], row["prompt_uid"]), ())
+                    if tag["trajectory_uid"] in (None, row["trajectory_uid"])
                 }
             ),
         )
         for row in rows
     ]
+
+
+def _by(rows: Iterable[Mapping[str, Any]], *names: str) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
+    """Rows by their values of these names."""
+    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in names), []).append(row)
+    return found
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -1,5 +1,5 @@
-// The shell: head, navigation, the screen of the present address, keys, palette. Screens are read when they are first opened.
-import { html, render, useEffect, useState } from "./lib/ui.js";
+// The shell: head, navigation, the screen of the present address, keys, palette. Screens are made when they are first opened.
+import { html, render, useLayoutEffect, useState } from "./lib/ui.js";
 import { needsKey, post } from "./lib/api.js";
 import { connection } from "./lib/live.js";
 import { go, place } from "./lib/router.js";
@@ -28,7 +28,7 @@ function Screen({ found }) {
   const [module, setModule] = useState(null);
   const [error, setError] = useState(null);
   const name = found.screen.name;
-  useEffect(() => {
+  useLayoutEffect(() => { // with the drawing, not a frame later
     let gone = false;
     document.title = `${Object.values(found.parts).join(" ") || found.screen.title} · Claw-R1`;
     setError(null);

@@ -3,11 +3,11 @@
 // screen asks for first: the server puts them into the page's head (console/opening.py), so that they come beside the modules.
 export const SCREENS = [
   { name: "flow", path: "/flow", title: "Flow", key: "f", reads: ["/flow.json"], load: () => import("./screens/flow.js") },
-  { name: "trajectories", path: "/trajectories", title: "Trajectories", key: "t", reads: ["/trajectories.json?q", "/trajectories/count.json?q"], load: () => import("./screens/trajectories.js") },
-  { name: "trajectory", path: "/trajectories/:uid", title: "Trajectory", reads: ["/trajectories/:uid.json", "/trajectories/:uid/steps/:step|last.json"], load: () => import("./screens/trajectory.js") },
+  { name: "trajectories", path: "/trajectories", title: "Trajectories", key: "t", reads: ["/trajectories.json?q"], load: () => import("./screens/trajectories.js") },
+  { name: "trajectory", path: "/trajectories/:uid", title: "Trajectory", reads: ["/trajectories/:uid.json", "/trajectories/:uid/steps/:step|last/:mode=tokens|messages.json"], load: () => import("./screens/trajectory.js") },
   { name: "groups", path: "/groups", title: "Groups", key: "g", reads: ["/groups.json?q"], load: () => import("./screens/groups.js") },
   { name: "group", path: "/groups/:run/:group", title: "Group", reads: ["/groups/:run/:group.json?q"], load: () => import("./screens/group.js") },
-  { name: "curate", path: "/curate", title: "Curate", key: "c", reads: ["/curate.json", "/recipes.json", "/trajectories.json?q!"], load: () => import("./screens/curate.js") },
+  { name: "curate", path: "/curate", title: "Curate", key: "c", reads: ["/curate.json", "/trajectories.json?q!"], load: () => import("./screens/curate.js") },
   { name: "recipes", path: "/recipes", title: "Recipes", key: "r", reads: ["/recipes.json"], load: () => import("./screens/recipes.js") },
   { name: "draft", path: "/recipes/:draft", title: "Recipe", reads: ["/recipes/form.json", "/recipes.json"], load: () => import("./screens/draft.js") },
   { name: "batches", path: "/batches", title: "Batches", key: "b", reads: ["/batches.json?recipe"], load: () => import("./screens/batches.js") },

@@ -109,6 +109,11 @@ def test_forests_differences_times_and_texts(stack: Stack, tmp_path: Path) -> No
 
         step = await get("/trajectories/g1-a/steps/d1.json")
         assert [step["texts"]["texts"][str(i)] for i in step["ids"][4:7]] == [HOSTILE_PIECE, "\\xe2\\x82", "\\xac"]
+        parts = [await get(f"/trajectories/g1-a/steps/d1/{part}.json") for part in ("messages", "tokens")]
+        assert step == parts[0] | parts[1]
+        assert set(parts[0]) == {"id", "messages"}
+        assert "messages" not in parts[1]
+        await get("/trajectories/g1-a/steps/d1/signals.json", 400)
         line = (await get("/trajectories/g1-a.json"))["timeline"]
         assert [(b["step"], b["row"], b["new_version"]) for b in line["bars"]] == [
             ("d1", 0, False),

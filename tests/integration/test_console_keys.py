@@ -118,6 +118,8 @@ def test_of_another_run_nothing_is_seen(pool: Stack) -> None:
             "/trajectories/g1-a.json",
             "/trajectories/g1-a/steps/d1.json",
             "/trajectories/g1-a/steps/last.json",
+            "/trajectories/g1-a/steps/last/messages.json",
+            "/trajectories/g1-a/steps/last/tokens.json",
             "/trajectories/g1-a/forest.json",
             "/diff.json?left=g1-a&left_step=d1&right=g1-b&right_step=e1",
             "/groups/r/g1.json",

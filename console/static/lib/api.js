@@ -1,5 +1,5 @@
 // Data come from here: the JSON twin of a page, with errors that say what to do and a deadline.
-import { signal, useEffect, useRef, useState } from "./ui.js";
+import { signal, useLayoutEffect, useRef, useState } from "./ui.js";
 
 const DEADLINE = 20000;
 export const needsKey = signal(null);
@@ -47,10 +47,10 @@ export function useData(address) {
   const [state, setState] = useState({ data: null, error: null, loading: true, of: null });
   const [turn, setTurn] = useState(0);
   const retry = useRef(null);
-  useEffect(() => {
+  useLayoutEffect(() => { // it is asked for with the drawing, not a frame later
     if (address === null) return undefined;
     const stop = new AbortController();
-    setState((old) => ({ ...old, loading: true }));
+    setState((old) => (old.loading ? old : { ...old, loading: true }));
     get(address, { signal: stop.signal }).then(
       (data) => setState({ data, error: null, loading: false, of: address }),
       (error) => {

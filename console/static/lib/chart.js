@@ -1,6 +1,13 @@
-// Lines over something: uPlot in a box that keeps its width. Numbers in, no markup.
-import uPlot from "../vendor/uplot.js";
-import { html, useEffect, useRef } from "./ui.js";
+// Lines over something: uPlot in a box that keeps its width. Numbers in, no markup. The library is read when the first chart is
+// drawn: most screens have none, and what a screen says comes before its curves.
+import { html, useEffect, useRef, useState } from "./ui.js";
+
+let library = null;
+// (done, failed): what draws, now if it was read before.
+function withLibrary(done, failed) {
+  if (library) done(library);
+  else import("../vendor/uplot.js").then((read) => { library = read.default; done(library); }, failed);
+}
 
 // A colour of the sheet as a canvas takes it: the pair of light and dark is settled by a real element.
 const probe = document.createElement("i");
@@ -17,8 +24,12 @@ const LINES = ["--accent", "--second", "--third"];
 export function Chart({ title, x, series, time = false, height = 130, xName = "", unit = "" }) {
   const box = useRef(null);
   const plot = useRef(null);
+  const [uPlot, setPlot] = useState(() => library);
+  const [fault, setFault] = useState(null);
   const shape = JSON.stringify([title, time, height, series.map((s) => s.name)]);
+  useEffect(() => withLibrary((read) => setPlot(() => read), setFault), []);
   useEffect(() => {
+    if (!uPlot) return undefined;
     const axis = () => ({ stroke: () => token("--dim"), grid: { stroke: () => token("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" });
     plot.current = new uPlot({
       width: box.current.clientWidth || 300,
@@ -43,28 +54,13 @@ export function Chart({ title, x, series, time = false, height = 130, xName = ""
     const redraw = () => plot.current?.redraw(false);
     scheme.addEventListener("change", redraw);
     return () => { scheme.removeEventListener("change", redraw); size.disconnect(); plot.current.destroy(); plot.current = null; };
-  }, [shape]);
+  }, [shape, uPlot]);
   useEffect(() => { plot.current?.setData([x, ...series.map((s) => s.values)]); }, [x, series]);
-  return html`<figure class="chart"><figcaption>${title}</figcaption><div ref=${box} role="img" aria-label=${say(title, series)}></div></figure>`;
+  return html`<figure class="chart"><figcaption>${title}</figcaption><div ref=${box} role="img" aria-label=${say(title, series)}></div>
+    ${fault ? html`<p class="dim">Not drawn: ${fault.message}</p>` : null}</figure>`;
 }
 
 function say(title, series) {
   const last = series.map((s) => `${s.name} ${s.values.findLast?.((v) => v !== null) ?? "unknown"}`);
   return `${title}: now ${last.join(", ")}`;
-}
-
-// A row of bars, the newest at the right: inline SVG whose numbers are attributes.
-export function Bars({ values, label }) {
-  const most = Math.max(1, ...values);
-  const step = 100 / Math.max(1, values.length);
-  return html`<svg class="bars" viewBox="0 0 100 24" preserveAspectRatio="none" role="img" aria-label=${label}>
-    ${values.map((v, i) => (v ? html`<rect x=${i * step} y=${24 - (24 * v) / most} width=${step * 0.7} height=${(24 * v) / most} />` : null))}
-  </svg>`;
-}
-
-export function Share({ part, whole, label }) {
-  const share = whole > 0 ? Math.min(1, part / whole) : 0;
-  return html`<svg class="share" viewBox="0 0 100 6" preserveAspectRatio="none" role="img" aria-label=${label}>
-    <rect class="rest" width="100" height="6" rx="1" /><rect width=${100 * share} height="6" rx="1" />
-  </svg>`;
 }

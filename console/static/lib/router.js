@@ -27,8 +27,8 @@ export function setQuery(changes, { replace = true } = {}) {
 
 export const trajectoryPath = (uid) => `/trajectories/${encodeURIComponent(uid)}`;
 export const trajectoryData = (uid) => `${trajectoryPath(uid)}.json`;
-// A step of it, or the last one: so who does not know its id asks for both beside each other.
-export const stepData = (uid, step = "last") => `${trajectoryPath(uid)}/steps/${encodeURIComponent(step)}.json`;
+// The messages of a step of it, or its tokens; or of the last one: so who does not know its id asks for both beside each other.
+export const stepData = (uid, step = "last", part = "messages") => `${trajectoryPath(uid)}/steps/${encodeURIComponent(step)}/${part}.json`;
 export const groupPath = (run, group) => `/groups/${encodeURIComponent(run)}/${encodeURIComponent(group)}`;
 export const groupsPath = (filter) => `/groups${filter ? `?q=${encodeURIComponent(filter)}` : ""}`;
 export const listPath = (filter) => `/trajectories${filter ? `?q=${encodeURIComponent(filter)}` : ""}`;

@@ -1,5 +1,5 @@
 // The rows of a filter: pages behind each other, news before them, or counted while paused. One for every list that is followed.
-import { useEffect, useRef, useState } from "./ui.js";
+import { useEffect, useLayoutEffect, useRef, useState } from "./ui.js";
 import { get } from "./api.js";
 import { follow } from "./live.js";
 import { withWords } from "./router.js";
@@ -10,7 +10,7 @@ const keyOf = (row) => row.id + row.group;
 
 // of: "trajectories" or "groups", which is the list's address too.
 export function useRows(of, filter, live) {
-  const [state, setState] = useState({ rows: [], next: null, error: null, loading: true });
+  const [state, setState] = useState({ rows: [], next: null, error: null, loading: true, of: null });
   const [waiting, setWaiting] = useState([]);
   const [fault, setFault] = useState(null);
   const [turn, setTurn] = useState(0);
@@ -18,13 +18,13 @@ export function useRows(of, filter, live) {
   const fresh = useRef(new Set());
   paused.current = !live;
   const address = (after) => withWords(`/${of}.json`, { q: filter, after });
-  useEffect(() => {
+  useLayoutEffect(() => {
     const stop = new AbortController();
-    setState((old) => ({ ...old, loading: true }));
-    setWaiting([]);
+    setState((old) => (old.loading ? old : { ...old, loading: true }));
+    setWaiting((old) => (old.length ? [] : old));
     get(address(), { signal: stop.signal }).then(
-      (data) => setState({ rows: data.rows, next: data.next, error: null, loading: false }),
-      (error) => { if (!stop.signal.aborted) setState((old) => ({ ...old, error, loading: false })); },
+      (data) => setState({ rows: data.rows, next: data.next, error: null, loading: false, of: filter }),
+      (error) => { if (!stop.signal.aborted) setState((old) => ({ ...old, error, loading: false, of: filter })); },
     );
     return () => stop.abort();
   }, [filter, turn]);
@@ -37,7 +37,7 @@ export function useRows(of, filter, live) {
     return { ...old, rows: [...added, ...old.rows.map((r) => newest.get(keyOf(r)) ?? r)].slice(0, KEPT) };
   });
   useEffect(() => {
-    if (state.error?.status === 400) return undefined;
+    if (state.of !== filter || state.error?.status === 400) return undefined; // news wait for the rows before them
     const stop = new AbortController();
     let later = null;
     // The list was read before the news began: what came between is in neither, so it is read once more.
@@ -49,7 +49,7 @@ export function useRows(of, filter, live) {
       fault: ({ message }) => { setFault(message); if (!message) again(); },
     });
     return () => { unfollow(); stop.abort(); clearTimeout(later); };
-  }, [filter, state.error?.status === 400]);
+  }, [filter, state.of === filter, state.error?.status === 400]);
   const show = () => { put(waiting); setWaiting([]); };
   useEffect(() => { if (live && waiting.length) show(); }, [live]);
   const more = async () => {

@@ -2,7 +2,7 @@
 import { html, useState } from "../lib/ui.js";
 import { post, useData } from "../lib/api.js";
 import { listPath, trajectoryPath } from "../lib/router.js";
-import { Share } from "../lib/chart.js";
+import { Share } from "../lib/bars.js";
 import { AsSql } from "../lib/table.js";
 import { between, count, many, moment, number, quoted, time, words } from "../lib/format.js";
 import { Badge, Empty, Failed, Loading } from "../lib/states.js";

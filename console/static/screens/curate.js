@@ -1,5 +1,5 @@
 // Curate: one trajectory after the other of a queue, judged with a key each. A queue is a filter, and so is its address.
-import { html, useEffect, useRef, useState } from "../lib/ui.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "../lib/ui.js";
 import { get, useData } from "../lib/api.js";
 import { listPath, setQuery, stepData, trajectoryPath, withWords } from "../lib/router.js";
 import { useKeys } from "../lib/keys.js";
@@ -11,18 +11,20 @@ import { Badge, Empty, Failed, Loading } from "../lib/states.js";
 
 export default function Curate({ query }) {
   const { data, error, reload } = useData("/curate.json");
-  const recipes = useData("/recipes.json");
-  if (!data) return error ? html`<${Failed} error=${error} retry=${reload} />` : html`<${Loading} />`;
+  const [shown, setShown] = useState(false); // what waits is read first, what else could be read after it
+  const recipes = useData(shown ? "/recipes.json" : null);
+  const filter = query.get("q") ?? data?.queues[0].q;
+  if (error && !data) return html`<${Failed} error=${error} retry=${reload} />`;
+  if (filter === undefined) return html`<${Loading} />`;
   const held = (recipes.data?.recipes ?? []).filter((r) => r.in_force).map((r) => ({ name: r.name, title: r.name, q: `recipe:${quoted(r.name)} state:held,ready decided:no`, meaning: "Of this recipe, before a batch has them" }));
-  const filter = query.get("q") ?? data.queues[0].q;
   const link = (queue) => html`<li><a href=${`/curate?q=${encodeURIComponent(queue.q)}`} aria-current=${queue.q === filter ? "page" : null}>${queue.title}</a><small>${queue.meaning}</small></li>`;
   return html`<div class="page list-page"><header class="bar"><h1>Curate</h1>
       <${FilterBox} value=${filter} onChange=${(q) => setQuery({ q, at: null }, { replace: false })} error=${null} />
       <a class="button" href=${listPath(filter)}>As a list</a></header>
     <div class="queue-page">
-      <nav class="queues" aria-label="Queues"><h2>Queues</h2><ul>${data.queues.map(link)}</ul>${held.length ? html`<h2>By recipe</h2><ul>${held.map(link)}</ul>` : null}
+      <nav class="queues" aria-label="Queues"><h2>Queues</h2><ul>${(data?.queues ?? []).map(link)}</ul>${held.length ? html`<h2>By recipe</h2><ul>${held.map(link)}</ul>` : null}
         <p class="dim">Any filter is a queue: <code>tag:hack decided:no</code>, <code>author:ada</code>.</p></nav>
-      <${Queue} key=${filter} filter=${filter} at=${query.get("at")} />
+      <${Queue} key=${filter} filter=${filter} at=${query.get("at")} onShown=${() => setShown(true)} />
     </div></div>`;
 }
 
@@ -32,12 +34,13 @@ function useQueue(filter) {
   const read = (after) => get(withWords("/trajectories.json", { q: filter, after })).then(
     (data) => setState((old) => ({ rows: after ? [...old.rows, ...data.rows] : data.rows, next: data.next, error: null, loading: false })),
     (error) => setState((old) => ({ ...old, error, loading: false })));
-  useEffect(() => { read(null); }, [filter]);
+  useLayoutEffect(() => { read(null); }, [filter]);
   return { ...state, more: () => state.next && read(state.next), reload: () => read(null) };
 }
 
-function Queue({ filter, at }) {
+function Queue({ filter, at, onShown }) {
   const queue = useQueue(filter);
+  useEffect(() => { if (!queue.loading) onShown(); }, [queue.loading]);
   const [judged, setJudged] = useState(new Map());
   const [form, setForm] = useState(null);
   const [fault, setFault] = useState(null);

@@ -3,7 +3,8 @@ import { html, useEffect, useMemo, useRef, useState } from "../lib/ui.js";
 import { useData } from "../lib/api.js";
 import { follow } from "../lib/live.js";
 import { go, groupsPath, listPath, place, withQuery } from "../lib/router.js";
-import { Bars, Chart, Share } from "../lib/chart.js";
+import { Bars, Share } from "../lib/bars.js";
+import { Chart } from "../lib/chart.js";
 import { AsSql } from "../lib/table.js";
 import { ago, count, moment, number, quoted, rate, short, some, span, words } from "../lib/format.js";
 import { Empty, Failed, Loading } from "../lib/states.js";
@@ -153,6 +154,7 @@ function Processes({ status }) {
   const behind = (p) => (p.state !== "ready" || lag[p.name] === undefined || lag[p.name] === null ? p.state : lag[p.name] === 0 ? "up to date" : `${count(lag[p.name])} behind`);
   return html`<section><h2>Processes</h2><ul class="processes">${status.processes.map((p) => html`<li>
     <i class=${`dot ${p.state}`} title=${p.state}></i><b>${p.name}</b><span class=${`rate ${lag[p.name] ? "" : "still"}`}>${behind(p)}</span><code class="dim">${p.detail || p.url}</code></li>`)}</ul>
+    ${status.partly_asked.map((s) => html`<p class="dim">${s.stage}: ${count(s.asked)} of ${count(s.known)} asked; what waits, what is open and what is in flight is of those alone.</p>`)}
     ${status.engines.length ? html`<h2>Engines</h2><ul class="processes">${status.engines.map((e) => html`<li>
       <i class=${`dot ${e.up ? "ready" : e.up === null ? "" : "down"}`}></i><b>${e.name}</b><span class="rate still">${e.up ? "answers" : e.up === null ? "not known" : "does not answer"}</span>
       <code class="dim">${count(e.in_flight)} in flight${e.versions.length ? `, policy ${e.versions.join(", ")}` : ""}</code></li>`)}</ul>` : null}</section>`;

@@ -3,7 +3,7 @@ import { html, useState } from "../lib/ui.js";
 import { post, useData } from "../lib/api.js";
 import { go, listPath } from "../lib/router.js";
 import { useKeys } from "../lib/keys.js";
-import { Share } from "../lib/chart.js";
+import { Share } from "../lib/bars.js";
 import { Stream } from "../lib/stream.js";
 import { AsSql } from "../lib/table.js";
 import { ago, count, many, quoted, words } from "../lib/format.js";

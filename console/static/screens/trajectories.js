@@ -85,7 +85,7 @@ export default function Trajectories({ query }) {
   return html`<div class=${`page list-page ${chosen ? "peeking" : ""}`}>
     <header class="bar"><h1>Trajectories</h1>
       <${FilterBox} value=${filter} onChange=${setFilter} error=${wrong} box=${box} />
-      <${Total} filter=${filter} wrong=${Boolean(wrong)} />
+      <${Total} filter=${filter} when=${!wrong && !list.loading} />
       ${list.waiting ? html`<button class="new" onClick=${list.show}>${count(list.waiting)} new</button>` : null}
       <button aria-pressed=${!live} onClick=${() => setQuery({ live: live ? "off" : null })}>${live ? "Pause" : "Follow"}</button>
       <${Chooser} shown=${columns} /><${Saved} kind="views" title="Views" />
@@ -136,8 +136,9 @@ function Picked({ picks, filter, onDecide, onExport }) {
     <button class="quiet" onClick=${picks.clear}>None</button></div>`;
 }
 
-function Total({ filter, wrong }) {
-  const { data } = useData(wrong ? null : withWords("/trajectories/count.json", { q: filter }));
+// The whole pool is counted behind the rows, which are what somebody waits for.
+function Total({ filter, when }) {
+  const { data } = useData(!when ? null : withWords("/trajectories/count.json", { q: filter }));
   return html`<span class="dim total" role="status">${data ? `${count(data.count)} ${filter ? "fit" : "in the pool"}` : ""}</span>`;
 }
 

@@ -1,6 +1,6 @@
 // One trajectory: its steps as a tree at the left, a step's messages or tokens in the centre, the facts at the right.
 // A mode is a line in MODES: {name, title, key, draw({uid, step, data, trajectory, query})}.
-import { html, useEffect, useMemo, useState } from "../lib/ui.js";
+import { html, useEffect, useMemo, useRef, useState } from "../lib/ui.js";
 import { useData } from "../lib/api.js";
 import { go, groupPath, listPath, setQuery, stepData, trajectoryData, trajectoryPath } from "../lib/router.js";
 import { useKeys } from "../lib/keys.js";
@@ -30,10 +30,12 @@ export default function Trajectory({ uid, query }) {
   const mode = MODES.find((m) => m.name === query.get("mode")) ?? MODES[0];
   const [newest, setNewest] = useState(null); // of the steps that were read, where the last one came after them
   const wanted = query.get("step") ?? newest;
-  const address = stepData(uid, wanted ?? undefined);
+  const address = stepData(uid, wanted ?? undefined, mode.name === "tokens" ? "tokens" : "messages");
   const content = useData(address);
   const shown = content.of === address ? content.data : null;
-  const step = steps.find((s) => s.id === (wanted ?? shown?.id)) ?? null;
+  const before = useRef(null); // the step stays chosen while another mode reads what it shows of it
+  const step = steps.find((s) => s.id === (wanted ?? shown?.id ?? before.current)) ?? null;
+  before.current = step?.id ?? null;
   useEffect(() => { if (data && !wanted && shown && !step && steps.length) setNewest(steps.at(-1).id); }, [data, shown]);
   const move = (by) => {
     const to = step ? steps[steps.indexOf(step) + by] : null;

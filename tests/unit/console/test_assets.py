@@ -8,18 +8,34 @@ from console.app import STATIC
 from console.assets import Assets
 
 FILES = {
-    "index.html": b'<!-- first --><script src="/static/app.js"></script>',
+    "index.html": b'<!-- first --><script src="/static/pages.js"></script>',
     "app.js": b"1",
     "lib/a.js": b"2",
     "screens.js": b"export const SCREENS = [];",
+    "console.css": b"p {}",
+    "vendor/uplot.css": b"i {}",
 }
 
 
 def test_the_page_names_its_files_by_the_hash_of_all() -> None:
     assets = Assets(FILES)
-    there = f'href="/static/{assets.version}/app.js"><script src="/static/{assets.version}/app.js"></script>'
-    assert assets.page(["flow"], {}).decode().endswith(there)
+    there = f'<script src="/static/{assets.version}/pages.js"></script>'
+    assert assets.page(["flow"], {}).decode() == there
     assert assets.find(f"{assets.version}/lib/a.js") == (b"2", "text/javascript; charset=utf-8")
+
+
+def test_modules_come_as_one_file_and_sheets_as_another() -> None:
+    assets = Assets(FILES)
+    script, kind = assets.find(f"{assets.version}/pages.js") or (b"", "")
+    assert b'"app.js": () => {\n1\n' in script
+    assert kind == "text/javascript; charset=utf-8"
+    assert assets.find(f"{assets.version}/pages.css") == (b"i {}\np {}", "text/css; charset=utf-8")
+
+
+def test_what_is_made_of_the_files_bears_on_their_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Assets(FILES).version
+    monkeypatch.setattr("console.assets.bundle.bundle", lambda entry, files: b"another way")
+    assert Assets(FILES).version != before
 
 
 @pytest.mark.parametrize(

@@ -49,15 +49,19 @@ def test_bare_imports_become_paths() -> None:
     )
 
 
-def test_a_page_names_every_module_that_its_screen_imports_so_that_none_waits_for_another() -> None:
+def test_every_module_that_a_page_may_need_is_in_its_one_script() -> None:
     """Read from the files here in another way than the console does."""
     static, assets = STATIC.parent, Assets.read(STATIC.parent)
-    for screen in assets.screens:
-        found: set[Path] = set()
-        waiting = [static / "app.js", static / screen.module]
-        while waiting:
-            path = waiting.pop()
-            found.add(path)
-            imported = re.findall(r"""\bfrom\s*["'](\.[^"'\n]+)["']""", path.read_text("utf-8"))
-            waiting += [one for one in ((path.parent / name).resolve() for name in imported) if one not in found]
-        assert set(assets.modules[screen.path]) == {str(path.relative_to(static)) for path in found}
+    found: set[Path] = set()
+    waiting = [static / "app.js"]
+    while waiting:
+        path = waiting.pop()
+        found.add(path)
+        text = path.read_text("utf-8")
+        imported = re.findall(r"""\bfrom\s*["'](\.[^"'\n]+)["']""", text)
+        imported += re.findall(r"""\bimport\(["'](\.[^"'\n]*screens/[^"'\n]+)["']""", text)
+        waiting += [one for one in ((path.parent / name).resolve() for name in imported) if one not in found]
+    assert set(static.glob("screens/*.js")) < found
+    script, _ = assets.find(f"{assets.version}/pages.js") or (b"", "")
+    inside = re.findall(r'^"([^"\n]+\.js)": \(\) => ', script.decode(), re.MULTILINE)
+    assert sorted(inside) == sorted(str(path.relative_to(static)) for path in found)
