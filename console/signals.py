@@ -27,7 +27,7 @@ TITLES: Final = {
 WHY_NOT: Final = {
     "log_prob": "the engine gave no log-probs for this step",
     "entropy": "no trainer or annotator sent `entropy`",
-    "advantage": "no trainer or annotator sent `advantages`",
+    "advantage": "no trainer or annotator sent `advantages`; a trainer's adapter makes them, and a batch's export has them",
     "loss_mask": "no recipe made a sample of this step",
     "policy_version": "the engine did not say which weights sampled it",
     "trainer_difference": "no trainer sent `log_probs` of this step's sample",

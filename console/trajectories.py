@@ -141,7 +141,7 @@ FIELDS: Final[Mapping[str, Field]] = {
 """What a filter may say."""
 
 _ENDED: Final = """
-SELECT run_id, prompt_uid, group_id, trajectory_uid, channel, task_id, status, complete, length(step_ids) AS steps, rewards,
+SELECT run_id, prompt_uid, group_id, trajectory_uid, channel, task_id, status, complete, step_ids.size0 AS steps, rewards,
     metadata, {messages} AS messages, partition, offset, append_time
 FROM ${database}.trajectories FINAL
 """
