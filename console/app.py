@@ -98,8 +98,8 @@ def make_app(console: screens.Console, settings: ConsoleSettings) -> FastAPI:
         app.add_exception_handler(kind, partial(_fail, status))
     given = None if keys.is_loopback(settings.host) else keys.Secrets.of(settings.secret)
     rules = Rules(LOOPBACK | {settings.host, *settings.names}, given)
-    app.add_middleware(Guard, rules=rules, pages=screens.PAGES)
     assets = Assets.read(STATIC)
+    app.add_middleware(Guard, rules=rules, pages=screens.PAGES, version=assets.version)
 
     async def enter(request: Request) -> None:
         run = request.state.run

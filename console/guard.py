@@ -32,6 +32,8 @@ POLICY: Final = "; ".join(
         "form-action 'none'",
     )
 )
+VERSION: Final = "x-console-pages"
+"""Says which files the console serves now: a page that is made of others reads itself anew (`static/lib/api.js`)."""
 HEADERS: Final = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
@@ -139,14 +141,15 @@ def read(request: Request) -> Asked:
 
 
 class Guard:
-    """ASGI: refuses, or passes on and puts the policy's headers on the answer."""
+    """ASGI: refuses, or passes on and puts the policy's headers on the answer, with the `version` of the pages' files."""
 
     def __init__(
-        self, app: Callable[[Scope, Receive, Send], Awaitable[None]], rules: Rules, pages: frozenset[str]
+        self, app: Callable[[Scope, Receive, Send], Awaitable[None]], rules: Rules, pages: frozenset[str], version: str
     ) -> None:
         self._app = app
         self._rules = rules
         self._pages = pages
+        self._headers = {**HEADERS, VERSION: version}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -155,7 +158,7 @@ class Guard:
         async def send_with_headers(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 have = {name for name, _ in message["headers"]}
-                more = HEADERS if b"cache-control" in have else {**HEADERS, "cache-control": "no-store"}
+                more = self._headers if b"cache-control" in have else {**self._headers, "cache-control": "no-store"}
                 message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in more.items())]
             await send(message)
 

@@ -1,6 +1,6 @@
 // The shell: head, navigation, the screen of the present address, keys, palette. Screens are made when they are first opened.
 import { html, render, useLayoutEffect, useState } from "./lib/ui.js";
-import { needsKey, post } from "./lib/api.js";
+import { made, needsKey, post } from "./lib/api.js";
 import { connection } from "./lib/live.js";
 import { go, place } from "./lib/router.js";
 import { useKeys } from "./lib/keys.js";
@@ -11,6 +11,7 @@ import { Empty, Failed, Loading } from "./lib/states.js";
 import { SCREENS, find } from "./screens.js";
 
 const ICON = new URL("./icon.svg", import.meta.url).pathname; // beside this file, whose address has a hash
+made.of = ICON.split("/").at(-2);
 const LIVE = { on: ["ready", "live"], lost: ["down", "the console does not answer: trying again"], off: ["", "not live"] };
 
 function Head({ current }) {
@@ -32,7 +33,7 @@ function Screen({ found }) {
     let gone = false;
     document.title = `${Object.values(found.parts).join(" ") || found.screen.title} · Claw-R1`;
     setError(null);
-    found.screen.load().then((m) => { if (!gone) setModule({ name, draw: m.default }); }, (e) => { if (!gone) setError({ message: `The screen cannot be read: the console is away, or another version runs since this page was opened. ${e.message}` }); });
+    found.screen.load().then((m) => { if (!gone) setModule({ name, draw: m.default }); }, (e) => { if (!gone) setError({ message: `The screen cannot be drawn: ${e.message}` }); });
     return () => { gone = true; };
   }, [name, JSON.stringify(found.parts)]);
   if (error) return html`<${Failed} error=${error} retry=${() => location.reload()} />`;

@@ -295,6 +295,34 @@ def test_what_a_page_reads_first_comes_once_and_before_its_script(console: Conso
         assert [asked[at].rpartition("/")[2] for at in scripts] in (["pages.js"], ["pages.js", "uplot.js"]), path
 
 
+def test_a_page_that_was_open_over_an_upgrade_mixes_no_data_of_the_new_version(console: Console, page: Page) -> None:
+    page.goto(f"{console.url}/groups")
+    settle(page)
+
+    def upgraded(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, headers={**answer.headers, "x-console-pages": "0" * 20})
+
+    page.route("**/recipes.json", upgraded)
+    page.get_by_role("link", name="Recipes").click()
+    expect(page.get_by_role("alert")).to_contain_text("Another version of the console runs")
+    expect(page.locator(".recipe-card")).to_have_count(0)
+    page.unroute("**/recipes.json")
+    page.reload()
+    expect(page.locator(".recipe-card").first).to_be_visible()
+
+
+def test_a_stage_of_which_not_all_were_asked_is_told_with_both_numbers(console: Console, page: Page) -> None:
+    def many(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(json={**answer.json(), "partly_asked": [{"stage": "streams", "asked": 64, "known": 70}]})
+
+    page.route("**/events?*", lambda route: route.abort())
+    page.route("**/flow.json", many)
+    page.goto(f"{console.url}/flow")
+    expect(page.get_by_text("streams: 64 of 70 asked")).to_be_visible()
+
+
 def test_ctrl_k_goes_anywhere_and_the_question_mark_lists_keys(console: Console, page: Page) -> None:
     page.goto(f"{console.url}/flow")
     settle(page)

@@ -3,6 +3,7 @@ import { signal, useLayoutEffect, useRef, useState } from "./ui.js";
 
 const DEADLINE = 20000;
 export const needsKey = signal(null);
+export const made = { of: null }; // the version of the files that this page is made of
 
 export class ApiError extends Error {
   constructor(status, { code = "", message = "", position = null } = {}) {
@@ -36,6 +37,8 @@ export async function post(address, body, { deadline = DEADLINE } = {}) {
 }
 
 async function readAnswer(answer) {
+  const runs = answer.headers.get("x-console-pages");
+  if (runs && made.of && runs !== made.of) throw new ApiError(409, { code: "another_version", message: "Another version of the console runs since this page was opened: read the page anew." });
   const body = await answer.json().catch(() => ({}));
   if (answer.ok) return body;
   if (answer.status === 401) needsKey.value = body.error?.message ?? "This console needs a key.";

@@ -2,7 +2,6 @@
 import { html, useEffect, useRef, useState } from "./ui.js";
 import { get } from "./api.js";
 
-const LATER = 300; // milliseconds: the rows come first, and who begins to type asks at once
 const known = {};
 export const readFields = (address = "/trajectories/fields.json") => (known[address] ??= get(address).then((a) => a.fields, () => { delete known[address]; return []; }));
 
@@ -31,8 +30,7 @@ export function FilterBox({ value, onChange, error, box, fieldsAt, example = "re
   const [chosen, setChosen] = useState(-1);
   const own = useRef(null);
   const input = box ?? own;
-  const know = () => { readFields(fieldsAt).then(setFields); };
-  useEffect(() => { const later = setTimeout(know, LATER); return () => clearTimeout(later); }, []);
+  useEffect(() => { readFields(fieldsAt).then(setFields); }, []);
   useEffect(() => { setText(value); }, [value]);
   const word = text.slice(0, input.current?.selectionStart ?? text.length).split(/\s/).at(-1);
   const offers = open ? complete(fields, word).slice(0, 12) : [];
@@ -59,7 +57,7 @@ export function FilterBox({ value, onChange, error, box, fieldsAt, example = "re
       placeholder=${example} role="combobox" aria-autocomplete="list"
       aria-expanded=${offers.length > 0} aria-controls="filter-offers" aria-invalid=${Boolean(error)} aria-describedby=${error ? "filter-fault" : null}
       aria-activedescendant=${chosen >= 0 ? `offer-${chosen}` : null}
-      onInput=${(e) => { setText(e.target.value); setOpen(true); setChosen(-1); }} onFocus=${() => { know(); setOpen(true); }} onBlur=${() => setTimeout(() => setOpen(false), 150)} onKeyDown=${press} />
+      onInput=${(e) => { setText(e.target.value); setOpen(true); setChosen(-1); }} onFocus=${() => setOpen(true)} onBlur=${() => setTimeout(() => setOpen(false), 150)} onKeyDown=${press} />
     <ul id="filter-offers" role="listbox" aria-label="Fields" hidden=${offers.length === 0}>${offers.map((offer, i) => html`<li id=${`offer-${i}`} role="option" aria-selected=${i === chosen} onMouseDown=${(e) => { e.preventDefault(); take(offer); }}><b>${offer.label}</b> <small>${offer.hint}</small></li>`)}</ul>
     ${error ? html`<p id="filter-fault" class="fault" role="alert">${error.position !== null ? html`<code>${value.slice(0, error.position)}<mark>${value.slice(error.position) || " "}</mark></code> ` : null}${error.message}</p>` : null}
   </div>`;
