@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-import psutil
 from pydantic import BaseModel
 
 from claw_r1 import wire
@@ -27,7 +26,16 @@ from claw_r1.local.broker import SIZES, Node, broker_answers, broker_names, brok
 from claw_r1.local.jars import ensure_jars, print_progress
 from claw_r1.local.ports import HOST, find_port
 from claw_r1.local.several import SEVERAL, count, own_settings, process_names, stage_of
-from claw_r1.local.state import Identity, ProcessState, StackState, end_orphans, exclusive, read_state
+from claw_r1.local.state import (
+    Identity,
+    ProcessState,
+    StackState,
+    end_orphans,
+    exclusive,
+    is_dead,
+    is_frozen,
+    read_state,
+)
 from claw_r1.local.supervisor import GUARD, Process, Report, StartFailed, Supervisor, Task, Wave, tail, why_not_ready
 from claw_r1.settings import PASSWORD_VARIABLE, PROCESSES
 from claw_r1.topics import DEFAULT_EVENTS_PARTITIONS
@@ -35,6 +43,7 @@ from claw_r1.topics import DEFAULT_EVENTS_PARTITIONS
 DEFAULT_DATA = Path(".claw")
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 90.0
+DEATH_TIMEOUT_S = 30.0
 EXTERNAL_TIMEOUT_S = 5.0
 EXIT_ALREADY_UP = 4
 # From taking the lock of the data directory to the first state written there.
@@ -396,16 +405,18 @@ class RunningStack:
         return Path(self.state.processes[name].log).read_text("utf-8", errors="replace")
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> int:
-        """Send a signal to one process; the supervisor starts it again.  The id of the process that got it."""
+        """Send a signal to one process; the supervisor starts it again.  The id of the process that got it.
+
+        After SIGKILL no thread of it runs: a signal is sent before it is taken.
+        """
         pid = self.pids[name]
         os.kill(pid, number)
+        if number == signal.SIGKILL:
+            _wait(lambda: is_dead(pid), DEATH_TIMEOUT_S, f"{name} is dead")
         return pid
 
     def freeze(self, name: str, timeout: float = 10.0) -> int:
-        """Stop one process where it stands; SIGCONT wakes it.  The id of the process, no thread of which runs now.
-
-        A signal is sent before it is taken: a process with many threads runs on for milliseconds.
-        """
+        """Stop one process where it stands; SIGCONT wakes it.  The id of the process, no thread of which runs now."""
         pid = self.kill(name, signal.SIGSTOP)
         _wait(lambda: is_frozen(pid), timeout, f"{name} stands still")
         return pid
@@ -422,14 +433,6 @@ class RunningStack:
 
 def is_ready(process: ProcessState) -> bool:
     return process.identity is not None and process.identity.find() is not None and not why_not_ready(process.ready)
-
-
-def is_frozen(pid: int) -> bool:
-    """Whether every thread of a process is stopped (where the system tells of threads; else the process)."""
-    tasks = list(Path(f"/proc/{pid}/task").glob("*/stat"))
-    if not tasks:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
-    return all(task.read_text().rsplit(")", 1)[1].split()[0] == "T" for task in tasks)
 
 
 def make_logs(data: Path) -> Path:

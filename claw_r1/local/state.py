@@ -137,3 +137,28 @@ def end_orphans(state: StackState) -> list[str]:
             time.sleep(0.02)
         ended.append(name)
     return ended
+
+
+def is_frozen(pid: int) -> bool:
+    """Whether every thread of a process is stopped."""
+    return _states(pid) == {"T"}
+
+
+def is_dead(pid: int) -> bool:
+    """Whether no thread of a process is left, but for what its parent has not looked at yet."""
+    return _states(pid) <= {"Z", "X"}
+
+
+def _states(pid: int) -> set[str]:
+    """Of a process's threads, a letter each (of the process where the system does not tell of threads); none if it is gone."""
+    if Path("/proc/self/task").is_dir():
+        found = set()
+        for task in Path(f"/proc/{pid}/task").glob("*/stat"):
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                found.add(task.read_text().rsplit(")", 1)[1].split()[0])
+        return found
+    try:
+        status = psutil.Process(pid).status()
+    except psutil.NoSuchProcess:
+        return set()
+    return {{psutil.STATUS_STOPPED: "T", psutil.STATUS_ZOMBIE: "Z", psutil.STATUS_DEAD: "X"}.get(status, "R")}

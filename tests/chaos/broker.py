@@ -14,7 +14,7 @@ from claw_r1.local.broker import Node, prepare_brokers
 from claw_r1.local.jars import ensure_jars
 from claw_r1.local.java import find_archive
 from claw_r1.local.ports import HOST, find_port
-from claw_r1.local.stack import is_frozen
+from claw_r1.local.state import is_frozen
 from claw_r1.local.supervisor import GUARD
 
 START_TIMEOUT_S = 180.0

@@ -20,10 +20,12 @@ export async function get(address, { signal: stop, deadline = DEADLINE } = {}) {
     if (stop?.aborted) throw error;
     throw new ApiError(0, { code: "away", message: "The console does not answer: is `claw up` running? The page tries again by itself." });
   }
+  const runs = answer.headers.get("x-console-pages");
+  if (runs && made.of && runs !== made.of) throw new ApiError(409, { code: "another_version", message: "Another version of the console runs since this page was opened: read the page anew." });
   return readAnswer(answer);
 }
 
-// What changes something: JSON from our own page, which is all that the server takes.
+// What changes something: JSON from our own page, which is all that the server takes. Whatever version answers, it is done.
 export async function post(address, body, { deadline = DEADLINE } = {}) {
   let answer;
   try {
@@ -37,8 +39,6 @@ export async function post(address, body, { deadline = DEADLINE } = {}) {
 }
 
 async function readAnswer(answer) {
-  const runs = answer.headers.get("x-console-pages");
-  if (runs && made.of && runs !== made.of) throw new ApiError(409, { code: "another_version", message: "Another version of the console runs since this page was opened: read the page anew." });
   const body = await answer.json().catch(() => ({}));
   if (answer.ok) return body;
   if (answer.status === 401) needsKey.value = body.error?.message ?? "This console needs a key.";

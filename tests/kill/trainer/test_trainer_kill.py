@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from claw_r1.local.stack import RunningStack, is_frozen
+from claw_r1.local.stack import RunningStack
+from claw_r1.local.state import is_frozen
 from tests.conftest import Stack, wait_until
 from tests.kill.form import LONG, SEED, show
 from tests.kill.trainer.play import Trainers, effective, two_recipes

@@ -90,7 +90,7 @@ def test_the_image_is_built_of_what_is_there_and_runs_as_nobody() -> None:
         assert f"!{name}" in ignored
     assert re.search(r"^USER 10001:10001$", DOCKERFILE, re.MULTILINE)
     before, compiled, after = DOCKERFILE.partition(
-        "compileall -q -j 0 --invalidation-mode unchecked-hash /opt/claw/lib\n"
+        "compileall -q -f -j 0 --invalidation-mode unchecked-hash /opt/claw/lib\n"
     )
     assert "pip install" in before
     assert compiled, "a process that cannot write would compile at each start"
