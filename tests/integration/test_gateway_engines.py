@@ -423,8 +423,9 @@ def test_the_fleet_agrees_again_after_its_broker_died(tmp_path: Path) -> None:
         ):
             await ask(one, "POST", "/engines/pause")
             await eventually(lambda: has(two, a.id, paused="hold"), "the other gateway knows")
-            pid = broker.kill("kafka")
+            broker.freeze("kafka")  # it could be back before the change is given up
             assert (await ask(one, "POST", "/engines/resume"))[0] == 503
+            pid = broker.kill("kafka")
             await asyncio.to_thread(broker.wait_restarted, "kafka", pid)
 
             async def resumed() -> bool:
