@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +15,11 @@ from claw_r1.codec import Record, decode, encode
 from claw_r1.events import BatchCut, BatchTrained, Event, GroupReady, Outcome, Policy, RecipeActive, Sample
 from claw_r1.ids import new_id
 from claw_r1.recipes import Recipe
+from tests.conftest import Stack
 from tests.factories import a_ready_group, a_recipe
 from tests.forms import todays
 from tests.log import await_visible
+from trainer_adapter import AsyncBatchStream
 
 
 @dataclass
@@ -122,3 +124,17 @@ async def an_adapter_stand(kafka: str, *, topic: bool = True, **recipe: Any) -> 
         yield stand
     finally:
         await producer.stop()
+
+
+def on_stand(stack: Stack, body: Callable[[AdapterStand], Awaitable[None]], **recipe: Any) -> None:
+    """Play `body` on a stand of its own."""
+
+    async def run() -> None:
+        async with an_adapter_stand(stack.kafka, **recipe) as stand:
+            await body(stand)
+
+    asyncio.run(run())
+
+
+def a_stream(stand: AdapterStand, **options: Any) -> AsyncBatchStream:
+    return AsyncBatchStream(stand.recipe.name, kafka=stand.kafka, **options)

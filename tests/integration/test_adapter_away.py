@@ -12,9 +12,8 @@ from aiokafka.errors import KafkaError
 from claw_r1 import bus, topics
 from claw_r1.errors import DependencyUnreachable, RetryableError
 from tests.conftest import Stack
-from tests.integration.adapter_stand import AdapterStand
+from tests.integration.adapter_stand import AdapterStand, a_stream, on_stand
 from tests.integration.test_adapter_demand import until
-from tests.integration.test_adapter_tenure import a_stream, on_stand
 from tests.integration.test_gateway_spool import frozen
 from trainer_adapter import Superseded, ledger
 

@@ -13,9 +13,9 @@ from claw_r1.errors import UserError
 from claw_r1.events import BatchCut, Decision, Event, Outcome, RunPurged
 from claw_r1.ids import new_id
 from tests.conftest import Stack, wait_until
-from tests.integration.adapter_stand import AdapterStand, an_adapter_stand
+from tests.integration.adapter_stand import AdapterStand, a_stream, an_adapter_stand
 from tests.log import await_visible
-from trainer_adapter import AsyncBatchStream, NoBatchYet
+from trainer_adapter import NoBatchYet
 
 pytestmark = pytest.mark.stack
 
@@ -29,10 +29,6 @@ def on_stand(stack: Stack, body: Callable[[AdapterStand], Awaitable[None]], **re
             await body(stand)
 
     asyncio.run(run())
-
-
-def a_stream(stand: AdapterStand, **options: Any) -> AsyncBatchStream:
-    return AsyncBatchStream(stand.recipe.name, kafka=stand.kafka, **options)
 
 
 async def decide(stand: AdapterStand, action: str, prompt: str, uid: str | None = None, **over: Any) -> Decision:

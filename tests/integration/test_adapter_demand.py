@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -12,20 +11,12 @@ from claw_r1.codec import decode
 from claw_r1.events import Demand
 from claw_r1.topics import DEMAND
 from tests.conftest import Stack
-from tests.integration.adapter_stand import AdapterStand, an_adapter_stand
+from tests.integration.adapter_stand import AdapterStand, on_stand
 from trainer_adapter import AsyncBatchStream, demand
 
 pytestmark = pytest.mark.stack
 
 SOON = 60.0
-
-
-def on_stand(stack: Stack, body: Callable[[AdapterStand], Awaitable[None]], **recipe: Any) -> None:
-    async def run() -> None:
-        async with an_adapter_stand(stack.kafka, **recipe) as stand:
-            await body(stand)
-
-    asyncio.run(run())
 
 
 async def said(stand: AdapterStand) -> list[Demand]:

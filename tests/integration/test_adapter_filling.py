@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -10,24 +9,12 @@ import pytest
 from claw_r1 import topics
 from claw_r1.events import BatchCut, Decision, Policy
 from tests.conftest import Stack
-from tests.integration.adapter_stand import AdapterStand, an_adapter_stand
-from trainer_adapter import AsyncBatchStream, NoBatchYet, source
+from tests.integration.adapter_stand import AdapterStand, a_stream, on_stand
+from trainer_adapter import NoBatchYet, source
 
 pytestmark = pytest.mark.stack
 
 MIX = {"by": "metadata.env", "weights": {"web": 1, "shell": 1}}
-
-
-def on_stand(stack: Stack, body: Callable[[AdapterStand], Awaitable[None]], **recipe: Any) -> None:
-    async def run() -> None:
-        async with an_adapter_stand(stack.kafka, **recipe) as stand:
-            await body(stand)
-
-    asyncio.run(run())
-
-
-def a_stream(stand: AdapterStand, **options: Any) -> AsyncBatchStream:
-    return AsyncBatchStream(stand.recipe.name, kafka=stand.kafka, **options)
 
 
 def test_a_batch_by_tokens_is_cut_before_the_group_that_does_not_fit(stack: Stack) -> None:

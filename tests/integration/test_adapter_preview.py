@@ -4,8 +4,6 @@ import asyncio
 import json
 import os
 import subprocess
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 
@@ -14,21 +12,13 @@ from claw_r1.errors import UserError
 from claw_r1.events import Policy
 from tests import warm
 from tests.conftest import Stack
-from tests.integration.adapter_stand import AdapterStand, an_adapter_stand
+from tests.integration.adapter_stand import AdapterStand, on_stand
 from tests.integration.test_adapter_demand import until
 from trainer_adapter import AsyncBatchStream
 from trainer_adapter.preview import preview_batch
 from trainer_adapter.rate import Rate, measure_rate
 
 pytestmark = pytest.mark.stack
-
-
-def on_stand(stack: Stack, body: Callable[[AdapterStand], Awaitable[None]], **recipe: Any) -> None:
-    async def run() -> None:
-        async with an_adapter_stand(stack.kafka, **recipe) as stand:
-            await body(stand)
-
-    asyncio.run(run())
 
 
 def claw(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,6 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
@@ -18,24 +17,12 @@ from claw_r1.events import BatchCut, BatchTrained, Event, Policy, TokenStats
 from claw_r1.local.ports import find_port
 from tests.conftest import Stack
 from tests.forms import by_turns, newer, older
-from tests.integration.adapter_stand import AdapterStand, an_adapter_stand
+from tests.integration.adapter_stand import AdapterStand, a_stream, an_adapter_stand, on_stand
 from tests.log import await_visible
 from trainer_adapter import AsyncBatchStream, BatchStream, NoBatchYet, Superseded, ledger
 from trainer_adapter.source import FETCH_BYTES
 
 pytestmark = pytest.mark.stack
-
-
-def on_stand(stack: Stack, body: Callable[[AdapterStand], Awaitable[None]], **recipe: Any) -> None:
-    async def run() -> None:
-        async with an_adapter_stand(stack.kafka, **recipe) as stand:
-            await body(stand)
-
-    asyncio.run(run())
-
-
-def a_stream(stand: AdapterStand, **options: Any) -> AsyncBatchStream:
-    return AsyncBatchStream(stand.recipe.name, kafka=stand.kafka, **options)
 
 
 def test_a_batch_is_cut_then_handed_out_then_committed(stack: Stack) -> None:

@@ -5,9 +5,7 @@ import logging
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -15,9 +13,9 @@ from claw_r1 import topics
 from claw_r1.errors import UserError
 from tests.conftest import Stack
 from tests.factories import a_demand
-from tests.integration.adapter_stand import AdapterStand, an_adapter_stand
+from tests.integration.adapter_stand import AdapterStand, a_stream, on_stand
 from tests.integration.test_adapter_demand import until
-from trainer_adapter import AsyncBatchStream, RecipeHeld, Superseded, tenure
+from trainer_adapter import RecipeHeld, Superseded, tenure
 from trainer_adapter.demand import TTL_S
 
 pytestmark = pytest.mark.stack
@@ -30,18 +28,6 @@ with BatchStream(sys.argv[1], kafka=sys.argv[2]):
     print("open", flush=True)
     time.sleep(60)
 """
-
-
-def on_stand(stack: Stack, body: Callable[[AdapterStand], Awaitable[None]], **recipe: Any) -> None:
-    async def run() -> None:
-        async with an_adapter_stand(stack.kafka, **recipe) as stand:
-            await body(stand)
-
-    asyncio.run(run())
-
-
-def a_stream(stand: AdapterStand, **options: Any) -> AsyncBatchStream:
-    return AsyncBatchStream(stand.recipe.name, kafka=stand.kafka, **options)
 
 
 def test_the_second_is_refused_with_the_name_of_the_first_and_changes_nothing(stack: Stack) -> None:
