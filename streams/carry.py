@@ -150,7 +150,7 @@ def hold(
     group.standings.update((standing.recipe, _standing(standing)) for standing in carried.standings)
     state.restored[key] = group
     if carried.round > 1 and key not in state.closed:
-        state.closed[key] = Closed(carried.round - 1, 0, set(), set(carried.earlier))
+        state.closed[key] = Closed(carried.round - 1, 0, trajectories=set(carried.earlier))
 
 
 def read_place(header: bytes) -> tuple[int, int]:

@@ -3,6 +3,8 @@
 Nothing that it says is decided, held, forwarded or called late a second time.
 """
 
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -22,12 +24,28 @@ class Closed:
 
     round: int
     pos: int
-    seen: set[str] = field(default_factory=set)
-    """Fact ids of this round, of those before it, and those that came late."""
+    fact_ids: set[str] = field(default_factory=set)
+    """Of facts that came since `pack` was last called."""
+    packed: "array[int]" = field(default_factory=lambda: array("q"))
+    """Hashes of the ids of all other facts of this round, of those before it, and of those that came late; in order."""
     trajectories: set[str] = field(default_factory=set)
     """Of this round and those before it."""
     emitted: set[str] = field(default_factory=set)
     """Recipes that emitted something of this round or those before it: decisions are forwarded to them."""
+
+    def knows(self, fact_id: str) -> bool:
+        """Whether a fact came before, in time or late."""
+        if fact_id in self.fact_ids:
+            return True
+        wanted = hash(fact_id)
+        place = bisect_left(self.packed, wanted)
+        return place < len(self.packed) and self.packed[place] == wanted
+
+    def pack(self) -> None:
+        """Keep the ids' hashes for them, in a tenth of the memory. 64 bits that nobody else can know call a new fact a copy
+        once in 10^17 facts, if a group has a hundred."""
+        self.packed = array("q", sorted({*self.packed, *map(hash, self.fact_ids)}))
+        self.fact_ids = set()
 
 
 @dataclass(slots=True)
@@ -70,7 +88,7 @@ class Ledger:
                 self._load_fate(outcome, (key, outcome.round), (outcome.recipe, outcome.part))
         self.closed = {key: one.pos for key, one in closed.items()}
         for key, one in closed.items():
-            one.seen = late.get(key, set())
+            one.fact_ids = late.get(key, set())
             one.emitted = set().union(*(emitted.get((key, round_), set()) for round_ in range(1, one.round + 1)))
         return closed
 

@@ -101,6 +101,8 @@ class PartitionState:
         """The replay reached the log's end: what is on the ledger has been honoured."""
         assert not self.restored, "the copies of a carried group lie behind what they copy"
         self.ledger = Ledger()
+        for closed in self.closed.values():
+            closed.pack()
 
     # -------------------------------------------------------------------------------------------------------------- fold
 
@@ -210,7 +212,7 @@ class PartitionState:
         closed = self.closed.get(key)
         if self._is_settled(fact, key, offset):
             if closed is not None:
-                closed.seen.add(fact.fact_id)
+                closed.fact_ids.add(fact.fact_id)
             return []
         if key in self.restored:
             return []  # it has this fact
@@ -286,10 +288,10 @@ class PartitionState:
                 group.decisions[fact.fact_id] = fact
 
     def _late(self, fact: GroupFact, closed: Closed) -> list[Output]:
-        if fact.fact_id in closed.seen:
+        if closed.knows(fact.fact_id):
             self.duplicates += 1
             return []
-        closed.seen.add(fact.fact_id)
+        closed.fact_ids.add(fact.fact_id)
         key = (fact.run_id, fact.prompt_uid)
         outputs: list[Output] = []
         if isinstance(fact, Decision):
@@ -444,11 +446,14 @@ class PartitionState:
         outputs += self._write_orphans(key, group.round, orphans)
         del self.groups[key]
         before = self.closed.get(key) or Closed(0, 0)
-        if len(before.seen) < MAX_SEEN:
-            group.seen |= before.seen
         trajectories = before.trajectories | group.trajectories.keys()
         emitted = before.emitted | {name for name, standing in group.standings.items() if standing.emitted}
-        self._keep_closed(key, Closed(group.round, self.position, group.seen, trajectories, emitted))
+        kept = Closed(group.round, self.position, group.seen, trajectories=trajectories, emitted=emitted)
+        if len(before.packed) + len(before.fact_ids) < MAX_SEEN:
+            kept.fact_ids |= before.fact_ids
+            kept.packed = before.packed
+        kept.pack()
+        self._keep_closed(key, kept)
         return [*outputs, self._write(outcome)]
 
     def _write_stragglers(self, group: GroupState) -> list[Output]:
@@ -541,7 +546,7 @@ def _naming(trajectory: TrajectoryState | None) -> int | None:
 
 def _of_round(fact: GroupFact, group: GroupState, closed: Closed) -> bool:
     """Whether a fact belongs to the open round, and not to one that closed before it."""
-    if fact.fact_id in closed.seen:
+    if closed.knows(fact.fact_id):
         return False
     if isinstance(fact, Decision) and fact.group_id is not None and fact.group_id != group.group_id:
         return False
@@ -551,7 +556,7 @@ def _of_round(fact: GroupFact, group: GroupState, closed: Closed) -> bool:
 
 def _opens_round(fact: GroupFact, closed: Closed) -> bool:
     """A prompt that is used again after its group closed: a new opener about a trajectory that the group did not have."""
-    if not isinstance(fact, OPENERS) or fact.fact_id in closed.seen:
+    if not isinstance(fact, OPENERS) or closed.knows(fact.fact_id):
         return False
     return not (isinstance(fact, TrajectoryFact) and fact.trajectory_uid in closed.trajectories)
 

@@ -22,6 +22,7 @@ from claw_r1.events import (
 from claw_r1.topics import OUTCOMES, TRAJECTORIES, batch_topic
 from streams import state as state_module
 from streams.ended import MAX_MESSAGES_BYTES
+from streams.ledger import Closed
 from streams.state import PartitionState
 from tests.factories import (
     PROMPT,
@@ -427,6 +428,19 @@ def test_closed_groups_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPa
     facts = [fact for n in range(30) for fact in a_group(prompt_uid=f"g{n}", steps=1)]
     worker = play(entries([one_recipe(), *facts]))
     assert [key[1] for key in worker.state.closed] == [f"g{n}" for n in range(20, 30)]
+
+
+def test_a_closed_group_knows_the_facts_of_every_round_in_little_memory() -> None:
+    rounds = [[f"{round_}-{n}" for n in range(200)] for round_ in range(3)]
+    closed = Closed(1, 0)
+    for one in rounds:
+        closed.fact_ids.update(one)
+        assert all(map(closed.knows, one))
+        closed.pack()
+    assert not closed.fact_ids
+    assert closed.packed.itemsize * len(closed.packed) == 3 * 200 * 8
+    assert all(closed.knows(fact_id) for one in rounds for fact_id in one)
+    assert not any(closed.knows(f"other-{n}") for n in range(1000))
 
 
 def test_a_step_id_with_another_payload_is_counted() -> None:
