@@ -45,6 +45,11 @@ HELD_OUT: Final = (
     conversation(3_000, 150, 300, 10),
 )
 QUICK_FITTED: Final = (FITTED[0], SHAPE, FITTED[4], FITTED[5])
+STEADY: Final = ((0.25, False), (0.5, True), (0.75, False))
+"""Shares of the most that goes through at which a shape is offered for the model, and whether that is held out."""
+SHARE: Final = 0.5
+"""The same of all shapes: about as much of its cores as a fleet uses. As fast as it goes records wait for each other and go in
+larger requests, so a step costs less than anybody would have it."""
 SAMPLE_EVERY: Final = 5.0
 """Seconds between looks at the memory in a long run."""
 TELL_EVERY: Final = 12
@@ -199,7 +204,7 @@ async def warm_up(bench: Bench, shape: Shape) -> float:
 
 
 async def measure_rates(bench: Bench, shape: Shape, rate: float | None) -> tuple[list[dict[str, Value]], list[Window]]:
-    """As fast as it goes, then at half of that (or at `rate`), watched; then at a quarter and at half, unwatched."""
+    """As fast as it goes, then at half of that (or at `rate`), watched; then at steady rates, unwatched, for the model."""
     effort = bench.effort
     say(f"rates: {shape.words}: warming up")
     speed = await warm_up(bench, shape)
@@ -209,8 +214,8 @@ async def measure_rates(bench: Bench, shape: Shape, rate: float | None) -> tuple
     say(f"rates: {most.steps_per_s:.0f} steps a second went through; now {offered:.0f}")
     groups = bench.groups(shape, offered, PROBED * effort.seconds)
     half = await bench.play(shape, groups, steps_per_s=offered, watched=True, probing=True)
-    windows = [most.window]
-    for share, held_out in ((0.25, False), (0.5, True)):
+    windows: list[Window] = []
+    for share, held_out in STEADY:
         part = most.steps_per_s * share
         say(f"rates: {part:.0f} steps a second, unwatched")
         measured = await bench.play(
@@ -272,26 +277,30 @@ def process_figures(measured: Measured) -> list[dict[str, Value]]:
 
 
 async def measure_shapes(bench: Bench) -> tuple[list[dict[str, Value]], list[Window]]:
-    """Every shape as fast as it goes: what the model is fitted on, and what it is judged by."""
+    """Every shape at a share of what goes through: what the model is fitted on, and what it is judged by."""
     figures: list[dict[str, Value]] = []
     windows: list[Window] = []
     for shape in (*bench.effort.fitted, *bench.effort.held_out):
         held_out = shape in bench.effort.held_out
         say(f"shapes: {shape.words}{', held out' if held_out else ''}")
         speed = await warm_up(bench, shape)
-        measured = await bench.play(shape, bench.groups(shape, speed, bench.effort.seconds), held_out=held_out)
+        offered = SHARE * speed
+        groups = bench.groups(shape, offered, bench.effort.seconds)
+        measured = await bench.play(shape, groups, steps_per_s=offered, held_out=held_out)
         windows.append(measured.window)
-        figures.append(shape_figure(shape, measured))
+        figures.append(shape_figure(shape, speed, measured))
     return figures, windows
 
 
-def shape_figure(shape: Shape, measured: Measured) -> dict[str, Value]:
+def shape_figure(shape: Shape, most: float, measured: Measured) -> dict[str, Value]:
+    """What a step of a shape cost at a share of the `most` steps a second that went through."""
     window, steps = measured.window, measured.window.work.steps
     times: dict[str, Value] = {f"{name}_us": 1e6 * cpu / steps for name, cpu in window.cpu.items()}
     return {
         "shape": shape.words,
         "used_for": "the check" if window.held_out else "the fit",
-        "steps_per_s": measured.steps_per_s,
+        "most_per_s": most,
+        "offered_per_s": window.offered_steps_per_s,
         "log_bytes_per_step": window.bytes["events"] / steps,
         **times,
         "others_share": window.others,
@@ -363,7 +372,7 @@ COLUMNS: Final = {
         "process", "cpu_us_per_step", "cores", "in_bytes_per_step", "out_bytes_per_step", "rss_mb",
     ),
     "Shapes": (
-        "shape", "used_for", "steps_per_s", "log_bytes_per_step", "gateway_us", "streams_us", "sinks_us", "kafka_us",
+        "shape", "used_for", "most_per_s", "offered_per_s", "log_bytes_per_step", "gateway_us", "streams_us", "sinks_us", "kafka_us",
         "clickhouse_us", "trainer_us", "others_share",
     ),
     "Memory over a long run": (

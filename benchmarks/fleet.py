@@ -35,8 +35,11 @@ REASONS: Final[Mapping[str, str]] = {
     "pool_disk_tb": "of a ClickHouse machine",
     "pool_days": "for which steps and samples are kept. Nothing is deleted unless somebody says so",
     "pool_replicas": "of each shard. A replica is counted as dear as the first, though it fetches parts and parses nothing",
-    "partitions_per_worker": "the number of events partitions is fixed for the topic's life, so there are more than workers "
-    "now: the fleet can grow to that multiple",
+    "worker_steps_per_s": "the most that one stream worker joins, measured as it catches up with a log (docs/performance.md): "
+    "above what the whole way was measured at, the fit alone says too little",
+    "sink_steps_per_s": "the most that one sink writes, measured in the same way, the engine on the same two cores",
+    "partitions_per_worker": "more partitions of events than workers, so that the fleet can grow to that multiple: to have more "
+    "later, everything stands still (`claw topics grow`)",
     "least_partitions": "of events, as `claw topics apply` makes them",
     "open_seconds": "from a group's first call to its last reward. An agent's task; no source",
     "open_bytes_over_log": "memory of an open step over its bytes on the log: 13 KB for one of 4 KB (docs/performance.md)",
@@ -71,6 +74,8 @@ class Assumptions:
     pool_disk_tb: float = 16.0
     pool_days: float = 30.0
     pool_replicas: int = 2
+    worker_steps_per_s: float = 7_000.0
+    sink_steps_per_s: float = 17_300.0
     partitions_per_worker: int = 4
     least_partitions: int = 4
     open_seconds: float = 300.0
@@ -94,7 +99,16 @@ class Assumptions:
             raise ValueError(f"utilisation is {self.utilisation}: it is above 0 and at most 1")
         if not 0 <= self.rollout_share <= 1:
             raise ValueError(f"rollout_share is {self.rollout_share}: it is a share")
-        for name in ("network_mb_s", "disk_mb_s", "disk_share", "broker_disk_tb", "pool_disk_tb", "worker_memory_gb"):
+        for name in (
+            "network_mb_s",
+            "disk_mb_s",
+            "disk_share",
+            "broker_disk_tb",
+            "pool_disk_tb",
+            "worker_memory_gb",
+            "worker_steps_per_s",
+            "sink_steps_per_s",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it is above 0")
         for name in ("replication", "broker_cores", "pool_cores", "pool_replicas", "partitions_per_worker"):
@@ -226,7 +240,15 @@ def needs(fleet: Fleet, costs: Costs, assumed: Assumptions) -> Needs:
 
     open_steps = fleet.steps_per_s * assumed.open_seconds / 2  # they come evenly while their group is open
     open_gb = open_steps * flow["events"] / fleet.steps_per_s * assumed.open_bytes_over_log * MEGA / GIGA
-    workers = most(cores=by_cores("streams", moving["streams"]), memory=math.ceil(open_gb / assumed.worker_memory_gb))
+    workers = most(
+        cores=by_cores("streams", moving["streams"]),
+        memory=math.ceil(open_gb / assumed.worker_memory_gb),
+        speed=math.ceil(fleet.steps_per_s / (assumed.worker_steps_per_s * assumed.utilisation)),
+    )
+    sinks = most(
+        cores=by_cores("sinks", moving["sinks"]),
+        speed=math.ceil(fleet.steps_per_s / (assumed.sink_steps_per_s * assumed.utilisation)),
+    )
 
     into_brokers = log * assumed.replication
     readers = flow["events"] + log + flow["batches"] + assumed.reward_readers * flow["trajectories"]
@@ -253,11 +275,11 @@ def needs(fleet: Fleet, costs: Costs, assumed: Assumptions) -> Needs:
         disk_space=math.ceil(pool_tb_a_day * assumed.pool_days / (assumed.pool_disk_tb * assumed.disk_share)),
     )
     replicas = assumed.pool_replicas
-    alone = {name: (by_cores(name, moving[name]), "cores") for name in ("gateway", "sinks", "trainer")}
+    alone = {name: (by_cores(name, moving[name]), "cores") for name in ("gateway", "trainer")}
     parts = (
         part("gateway", alone["gateway"], moving["gateway"], http, http + flow["events"]),
         part("streams", workers, moving["streams"], flow["events"], outputs),
-        part("sinks", alone["sinks"], moving["sinks"], log, flow["inserted"]),
+        part("sinks", sinks, moving["sinks"], log, flow["inserted"]),
         part("kafka", brokers, broker, into_brokers, from_brokers),
         part(
             "clickhouse",

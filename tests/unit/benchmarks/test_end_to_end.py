@@ -72,7 +72,7 @@ def test_figures_and_tables() -> None:
     assert by_process["gateway"]["in_bytes_per_step"] == pytest.approx(300.0)
     assert by_process["sinks"]["in_bytes_per_step"] == pytest.approx((1 + 2 + 3 + 4) * 1_000 / 12)
     report = Report({"processor": "p", "cores": 2, "system": "s", "python": "3", "versions": {}, "load_before": [0.1]})
-    report.figures += [stops_figure("half of it", measured), shape_figure(SHAPE, measured), *by_process.values()]
+    report.figures += [stops_figure("half of it", measured), shape_figure(SHAPE, 120.0, measured), *by_process.values()]
     text = as_text(report)
     assert "### What a step costs" in text
     assert "### Shapes" in text

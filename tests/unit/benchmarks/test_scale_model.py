@@ -202,6 +202,12 @@ def test_open_groups_ask_for_workers_too() -> None:
     assert (short.instances < long.instances, short.bound) == (True, "cores")
 
 
+def test_what_one_process_was_seen_to_do_bounds_its_number() -> None:
+    assumed = Assumptions(utilisation=0.5, sink_steps_per_s=100.0, worker_steps_per_s=50.0)
+    need = ask(1, assumed, steps_per_s=4_100.0)
+    assert (need.part("sinks").instances, need.part("streams").instances) == (82, 164)
+
+
 @pytest.mark.parametrize(
     ("part", "bound", "change"),
     [
@@ -209,6 +215,8 @@ def test_open_groups_ask_for_workers_too() -> None:
         ("kafka", "network", {"network_mb_s": 1.0}),
         ("kafka", "disk speed", {"disk_mb_s": 1.0}),
         ("kafka", "disk space", {"broker_disk_tb": 0.01}),
+        ("streams", "speed", {"worker_steps_per_s": 10.0}),
+        ("sinks", "speed", {"sink_steps_per_s": 10.0}),
         ("clickhouse", "network", {"network_mb_s": 0.1}),
         ("clickhouse", "disk space", {"pool_days": 3_650.0}),
     ],
@@ -238,6 +246,7 @@ def test_disks_hold_what_retention_keeps() -> None:
         {"replication": 0},
         {"tokens_per_gpu_s": float("nan")},
         {"log_days": -1.0},
+        {"sink_steps_per_s": 0.0},
     ],
 )
 def test_assumptions_that_are_none(nonsense: dict[str, Any]) -> None:
