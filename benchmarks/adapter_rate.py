@@ -20,7 +20,7 @@ from typing import Any, Final
 from benchmarks import pools
 from benchmarks.adapter_log import LONG, STEP, TRAJECTORIES, TURNS, Shape, Template, a_writer
 from benchmarks.adapter_trainer import Plan
-from benchmarks.command import Command, hand_over, say
+from benchmarks.command import Command, hand_over, run, say
 from benchmarks.gateways import PIN_WARNING, Cores, LeftOut
 from benchmarks.report import Report, Value, machine, percentile, ratio, sections
 from benchmarks.spy import sampled
@@ -307,4 +307,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -1,9 +1,11 @@
 """The command line that benchmarks share: what is measured, and where the result goes."""
 
 import argparse
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 
 from benchmarks.report import Report, between
 
@@ -45,6 +47,16 @@ class Command(argparse.ArgumentParser):
             if unknown := [part for part in arguments.parts if part not in self._parts]:
                 self.error(f"no such {self._one}: {', '.join(unknown)}")
         return arguments
+
+
+def run(main: Callable[[], int]) -> int:
+    """What `main` returns. A benchmark that is told to end (SIGTERM) ends what it started too, and exits with 143."""
+    signal.signal(signal.SIGTERM, _end)
+    return main()
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def say(line: str) -> None:

@@ -19,7 +19,7 @@ from typing import Final
 
 from playwright.sync_api import Browser, Page
 
-from benchmarks.command import Command, hand_over, say
+from benchmarks.command import Command, hand_over, run, say
 from benchmarks.pool_queries import DATABASE, QUICK, generate
 from benchmarks.report import Report, Value, machine, table
 from claw_r1.cli.console import serving
@@ -198,4 +198,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.command import Command, hand_over, say
+from benchmarks.command import Command, hand_over, run, say
 from benchmarks.costs import Window, Work
 from benchmarks.end_agents import Plan
 from benchmarks.end_latency import Stops, look_back, probe
@@ -372,8 +372,8 @@ COLUMNS: Final = {
         "process", "cpu_us_per_step", "cores", "in_bytes_per_step", "out_bytes_per_step", "rss_mb",
     ),
     "Shapes": (
-        "shape", "used_for", "most_per_s", "offered_per_s", "log_bytes_per_step", "gateway_us", "streams_us", "sinks_us", "kafka_us",
-        "clickhouse_us", "trainer_us", "others_share",
+        "shape", "used_for", "most_per_s", "offered_per_s", "log_bytes_per_step", "gateway_us", "streams_us", "sinks_us",
+        "kafka_us", "clickhouse_us", "trainer_us", "others_share",
     ),
     "Memory over a long run": (
         "memory_of", "steps", "rss_mb_at_first", "rss_mb_at_quarter", "rss_mb_at_end", "growth_mb", "growth_bytes_per_step",
@@ -497,4 +497,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -16,7 +16,7 @@ from string import ascii_letters
 from typing import Final
 
 from benchmarks import stream_log
-from benchmarks.command import Command, hand_over, say
+from benchmarks.command import Command, hand_over, run, say
 from benchmarks.report import Report, Value, machine, table
 from benchmarks.sink_rate import DATABASE, STEPS_OF_GROUP, Stand, a_stand
 from benchmarks.stream_log import RUN, Template
@@ -114,4 +114,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -18,7 +18,7 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from benchmarks.command import Command, hand_over, say
+from benchmarks.command import Command, hand_over, run, say
 from benchmarks.report import Report, Value, machine, table
 from claw_r1.cli.trajectories import NEWEST
 from claw_r1.clickhouse import ClickHouse
@@ -278,4 +278,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from benchmarks import stream_log
-from benchmarks.command import Command, hand_over, say
+from benchmarks.command import Command, hand_over, run, say
 from benchmarks.gateways import LeftOut
 from benchmarks.report import Report, Value, machine, percentile, sections
 from benchmarks.spy import sampled
@@ -326,4 +326,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

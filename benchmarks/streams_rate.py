@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import pools, stream_log
-from benchmarks.command import Command, hand_over, say
+from benchmarks.command import Command, hand_over, run, say
 from benchmarks.gateways import PIN_WARNING, Cores, LeftOut
 from benchmarks.report import Report, Value, machine, percentile, ratio, sections
 from benchmarks.spy import sampled
@@ -377,4 +377,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))
