@@ -39,7 +39,7 @@ REASONS: Final[Mapping[str, str]] = {
     "above what the whole way was measured at, the fit alone says too little",
     "sink_steps_per_s": "the most that one sink writes, measured in the same way, the engine on the same two cores",
     "partitions_per_worker": "more partitions of events than workers, so that the fleet can grow to that multiple: to have "
-    "more later, everything stands still (`claw topics grow`)",
+    "more later, all that writes stands still for a minute (`claw topics grow`)",
     "least_partitions": "of events, as `claw topics apply` makes them",
     "open_seconds": "from a group's first call to its last reward. An agent's task; no source",
     "open_bytes_over_log": "memory of an open step over its bytes on the log: 13 KB for one of 4 KB (docs/performance.md)",

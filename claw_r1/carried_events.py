@@ -1,4 +1,4 @@
-"""What the ledger of a partition says of a group that is open for long: where its facts lie on the log again."""
+"""What the ledger of a partition says of an open group whose facts were written again: where they lie on the log."""
 
 from claw_r1.event_base import Event
 from claw_r1.event_base import Part as _Part
@@ -28,10 +28,12 @@ class CarriedStanding(_Part):
 
 
 class GroupCarried(Event):
-    """A group that is open for long has its facts on the log again: a replay that begins behind the old ones starts from here.
+    """An open group has its facts on the log again: a replay that begins behind the old ones starts from here.
 
     The copies have the header `claw-carried: OFFSET/TIMESTAMP` of what they copy, and are no facts of their own: who reads the
-    log passes over them. It stands on the ledger of its partition, where outcomes stand.
+    log passes over them. It stands on the ledger of its partition, where outcomes stand. As the events grow, a group may get
+    another partition: it is carried there, and its old partition's ledger says so (`moved_to`). The offsets of what was copied
+    are then counted from where that partition ended: they are below 0.
     """
 
     TYPE = "group-carried"
@@ -62,4 +64,6 @@ class GroupCarried(Event):
     partition: int
     pos: int
     """Every fact of the group below this offset has a copy."""
+    moved_to: int | None = None
+    """The partition that has the group from `pos` on; None: this one."""
     at: float

@@ -60,6 +60,11 @@ def split_batch_name(name: str) -> tuple[str, int] | None:
     return recipe, int(sequence)
 
 
+def recipe_key(name: str, version: int, partition: int) -> bytes:
+    """The Kafka key of what a partition knows of a recipe's version."""
+    return f"{name}@{version}/{partition}".encode()
+
+
 def event_key(run_id: str, prompt_uid: str) -> bytes:
     """The Kafka key of every fact of a group, so that one partition holds and orders them all."""
     return f"{run_id}/{prompt_uid}".encode()

@@ -1,4 +1,4 @@
-"""Facts of groups that are open for long are copied from the log to its end, byte for byte; and read back for a replay.
+"""Facts of open groups are copied from the log to its end, or another partition's, byte for byte; and read back for a replay.
 
 A copy has its original's key, value and headers behind one more header. A group of which a fact is not found is not carried.
 """
@@ -36,11 +36,15 @@ class Wanted:
     """Of the copies."""
 
 
-async def copy_groups(kafka: str, wanted: Sequence[Wanted], partition: int, end: int) -> list[GroupCarried]:
-    """Append copies of the wanted groups' facts below `end`; what of them is durable, with its place.
+async def copy_groups(
+    kafka: str, wanted: Sequence[Wanted], partition: int, end: int, *, target: int | None = None
+) -> list[GroupCarried]:
+    """Append copies of the wanted groups' facts below `end`; what of them is durable, with its place. They go to the end of
+    their partition, or to that of `target`: their places are then counted from `end`.
 
     While the broker is away nothing is carried: what was copied by then is a copy too many.
     """
+    to, before = (partition, 0) if target is None else (target, end)
     place = TopicPartition(EVENTS, partition)
     groups = {event_key(w.draft.run_id, w.draft.prompt_uid): w for w in wanted}
     start = min(w.first_offset for w in wanted)
@@ -51,7 +55,7 @@ async def copy_groups(kafka: str, wanted: Sequence[Wanted], partition: int, end:
             producer = await bus.start_producer(kafka, client_id=f"claw-streams-carry-{partition}")
             try:
                 async for records in bus.read_range(consumer, place, start, end):
-                    await _copy(producer, partition, groups, records)
+                    await _copy(producer, to, before, groups, records)
             finally:
                 await bus.stop_producer(producer)
         finally:
@@ -64,8 +68,13 @@ async def copy_groups(kafka: str, wanted: Sequence[Wanted], partition: int, end:
 
 
 async def _copy(
-    producer: AIOKafkaProducer, partition: int, groups: dict[bytes, Wanted], records: Sequence[ConsumerRecord]
+    producer: AIOKafkaProducer,
+    partition: int,
+    before: int,
+    groups: dict[bytes, Wanted],
+    records: Sequence[ConsumerRecord],
 ) -> None:
+    """To `partition`, with places that are `before` less than they were."""
     copies: list[tuple[Wanted, Record]] = []
     for record in records:
         group = groups.get(record.key or b"")
@@ -74,9 +83,9 @@ async def _copy(
         fact_id = _fact_id(record)
         if fact_id is None or fact_id not in group.fact_ids or fact_id in group.found:
             continue
-        headers = list(record.headers)
-        if not is_copy(record):
-            headers.insert(0, (CARRIED, f"{record.offset}/{record.timestamp}".encode()))
+        first, rest = (record.headers[0][1], record.headers[1:]) if is_copy(record) else (None, record.headers)
+        offset, timestamp = (record.offset, record.timestamp) if first is None else read_place(first)
+        headers = [(CARRIED, f"{offset - before}/{timestamp}".encode()), *rest]
         copies.append((group, Record(record.key, record.value, headers)))
         group.found.add(fact_id)
     there = await asyncio.gather(
@@ -109,7 +118,9 @@ def _is_whole(group: Wanted) -> bool:
 
 
 def _placed(group: Wanted) -> GroupCarried:
-    return group.draft.model_copy(update={"first": min(group.offsets), "last": max(group.offsets)})
+    pos = group.draft.pos  # of a group without a fact, of which one cannot be read
+    first, last = min(group.offsets, default=pos), max(group.offsets, default=pos - 1)
+    return group.draft.model_copy(update={"first": first, "last": last})
 
 
 def is_copy(record: ConsumerRecord) -> bool:

@@ -1,9 +1,11 @@
-"""A group that is open for long is written to the log again, so that nothing before that is needed any more; pure.
+"""An open group is written to the log again, so that nothing before that is needed any more; pure.
 
 `draft` says what a group is at the present position. Its facts are copied behind it, and once the copies and the draft are
 durable, the group's oldest needed fact is at that position. A replay that begins there `hold`s the group as it was: the copies
 say the facts, the draft the rest; when the replay reaches the position, the group is open again. The copies themselves are no
 facts: the fold passes over them, live and in a replay, so that carrying changes no decision.
+
+What is open for long is carried to the end of its own partition, and what has another partition from now on to the end of that.
 """
 
 import math
@@ -87,6 +89,13 @@ def _standing(carried: CarriedStanding) -> Standing:
     )
 
 
+def elsewhere(carried: GroupCarried, state: PartitionState) -> GroupCarried:
+    """For the ledger of the partition that a group leaves: all that it has of the group was decided, or went with it."""
+    return carried.model_copy(
+        update={"partition": state.partition, "pos": state.position, "moved_to": carried.partition}
+    )
+
+
 def settle(state: PartitionState, carried: GroupCarried) -> bool:
     """The copies and the draft are durable: the group needs nothing older. False if it closed meanwhile."""
     group = state.groups.get((carried.run_id, carried.prompt_uid))
@@ -108,7 +117,9 @@ def open_groups(ledger: Iterable[Outcome | GroupCarried], partition: int) -> lis
         key = (entry.run_id, entry.prompt_uid)
         if entry.partition != partition:
             continue
-        if isinstance(entry, GroupCarried):
+        if isinstance(entry, GroupCarried) and entry.moved_to is not None:
+            newest.pop(key, None)  # what this partition was told of it before; it may come back
+        elif isinstance(entry, GroupCarried):
             have = newest.get(key)
             if have is None or (entry.round, entry.pos) > (have.round, have.pos):
                 newest[key] = entry

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from claw_r1.events import Outcome
+from claw_r1.events import GroupCarried, Outcome
 from streams.verdicts import Written
 
 Key = tuple[str, str]
@@ -55,22 +55,26 @@ class Ledger:
     late: dict[tuple[Key, str], int] = field(default_factory=dict)
     """Ids of facts that were called late → the position at which it was said."""
     closed: dict[Key, int] = field(default_factory=dict)
-    """The position at which the last `closed` of a prompt was said."""
+    """The position at which the last `closed` of a prompt was said, or that it went to another partition."""
     decided: dict[Round, dict[Part, Written]] = field(default_factory=dict)
     held: dict[Round, dict[Part, float]] = field(default_factory=dict)
     """When a group was held for review."""
     forwarded: set[tuple[Key, str, str]] = field(default_factory=set)
     """People's decisions that were forwarded to a recipe while the group was open: prompt, fact id, recipe."""
 
-    def load(self, outcomes: Iterable[Outcome]) -> dict[Key, Closed]:
-        """Take in the outcomes; the groups that they close."""
+    def load(self, entries: Iterable[Outcome | GroupCarried]) -> dict[Key, Closed]:
+        """Take in the outcomes, and which groups went elsewhere; the groups that they close."""
         late: dict[Key, set[str]] = {}
         closed: dict[Key, Closed] = {}
         emitted: dict[Round, set[str]] = {}
-        for outcome in outcomes:
+        for outcome in entries:
             if outcome.pos is None:
                 continue  # not of a stream worker
             key = (outcome.run_id, outcome.prompt_uid)
+            if isinstance(outcome, GroupCarried):
+                if outcome.moved_to is not None:
+                    self.closed[key] = max(outcome.pos, self.closed.get(key, 0))
+                continue
             if outcome.outcome == "late" and outcome.fact_id is not None:
                 if outcome.recipe is not None:
                     self.forwarded.add((key, outcome.fact_id, outcome.recipe))
@@ -86,8 +90,8 @@ class Ledger:
                 if outcome.outcome == "emitted":
                     emitted.setdefault((key, outcome.round), set()).add(outcome.recipe)
                 self._load_fate(outcome, (key, outcome.round), (outcome.recipe, outcome.part))
-        self.closed = {key: one.pos for key, one in closed.items()}
         for key, one in closed.items():
+            self.closed[key] = max(one.pos, self.closed.get(key, 0))
             one.fact_ids = late.get(key, set())
             one.emitted = set().union(*(emitted.get((key, round_), set()) for round_ in range(1, one.round + 1)))
         return closed

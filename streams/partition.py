@@ -18,15 +18,16 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPa
 from claw_r1 import bus, metrics
 from claw_r1.codec import Record, decode
 from claw_r1.dlq import dead_letter
-from claw_r1.errors import ClawError, InvalidRecord
+from claw_r1.errors import ClawError, InvalidRecord, RetryableError
 from claw_r1.events import Event, GroupCarried, GroupReady, Outcome, RecipeActive, Sample, Step, Trajectory
 from claw_r1.ids import event_key
 from claw_r1.settings import StreamsSettings
 from claw_r1.topics import EVENTS, OUTCOMES, RECIPES, dlq_topic
 from streams import outbox
 from streams.carrier import Wanted, copy_groups, is_copy, read_copies
-from streams.carry import draft, hold, is_due, open_groups, settle
+from streams.carry import draft, elsewhere, hold, is_due, open_groups, settle
 from streams.outbox import Sending
+from streams.readiness import GroupState
 from streams.spill import STEP_BYTES, Budget
 from streams.state import Key, Output, PartitionState
 
@@ -132,7 +133,7 @@ class PartitionWorker:
         active = [e for r in recipes if isinstance(e := decode(r.headers, r.value), RecipeActive)]
         state.load_recipes(active, before=start)
         ledger = await self._read_ledger(consumer, events, outcomes, start if start < end else None)
-        state.load_ledger(entry for entry in ledger if isinstance(entry, Outcome))
+        state.load_ledger(ledger)
         consumer.pause(outcomes)
         known = {(a.name, a.version): a for a in active if a.partition == self.partition}
         async for carried, copies in read_copies(consumer, events, open_groups(ledger, self.partition)):
@@ -143,8 +144,8 @@ class PartitionWorker:
             metrics.STREAMS_REPLAYED.inc(len(records))
             self.fold(records)
             if not self._room.is_set():
-                await self._flush()  # decisions that no earlier owner wrote: it is fenced, and the ledger was read
-        state.end_replay()
+                await self.write()  # decisions that no earlier owner wrote: it is fenced, and the ledger was read
+        self._queue(state.end_replay())
         self._anchor = (max(state.now, time.time()), time.monotonic())
         log.info(
             "partition rebuilt",
@@ -270,6 +271,39 @@ class PartitionWorker:
             key = event_key(carried.run_id, carried.prompt_uid)
             self._queue([Output(OUTCOMES, carried, key, self.partition)])
 
+    def leaving(self, partitions: int) -> dict[int, list[GroupState]]:
+        """By partition the open groups whose facts go there, and not to this one, if the events have so many partitions."""
+        found: dict[int, list[GroupState]] = {}
+        for group in self.state.groups.values():
+            target = bus.partition_of(event_key(group.run_id, group.prompt_uid), partitions)
+            if target != self.partition:
+                found.setdefault(target, []).append(group)
+        return found
+
+    async def move(self, partitions: int, consumer: AIOKafkaConsumer) -> list[GroupCarried]:
+        """As the events get so many partitions, and nobody reads or writes them: carry each open group whose facts go to
+        another one there; `consumer` says where that ends. All that was decided must be durable (`write`). Raises
+        RetryableError if not all are carried: a worker that begins anew carries the others."""
+        state = self.state
+        moved: list[GroupCarried] = []
+        for target, groups in self.leaving(partitions).items():
+            (end,) = (await bus.end_offsets(consumer, [TopicPartition(EVENTS, target)])).values()
+            there = {"partition": target, "pos": end}
+            drafts = [(draft(state, group).model_copy(update=there), group) for group in groups]
+            wanted = [Wanted(one, frozenset(group.seen), group.first_offset) for one, group in drafts]
+            carried = await copy_groups(self.settings.kafka, wanted, self.partition, state.position, target=target)
+            if len(carried) < len(wanted):
+                raise RetryableError(
+                    f"{len(wanted) - len(carried)} open groups of {EVENTS}[{self.partition}] are not carried to "
+                    f"{EVENTS}[{target}]: the log says why"
+                )
+            moved += carried
+        told = [one for carried in moved for one in (carried, elsewhere(carried, state))]
+        said = (Output(OUTCOMES, one, event_key(one.run_id, one.prompt_uid), one.partition) for one in told)
+        for records in outbox.cut(self._record(output, None) for output in said):
+            await self._write(records)
+        return moved
+
     # -------------------------------------------------------------------------------------------------------------- emit
 
     async def emit(self) -> None:
@@ -277,9 +311,9 @@ class PartitionWorker:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            await self._flush()
+            await self.write()
 
-    async def _flush(self) -> None:
+    async def write(self) -> None:
         """Write what is decided so far; then what lies below the oldest open group may be committed."""
         outputs, self._pending, self._pending_bytes = self._pending, [], 0
         safe = self.state.committable

@@ -15,6 +15,7 @@ from claw_r1.events import (
     Decision,
     Event,
     GroupCancel,
+    GroupCarried,
     GroupFact,
     GroupOpen,
     Outcome,
@@ -27,7 +28,7 @@ from claw_r1.events import (
     TrajectoryFact,
     TrajectoryOpen,
 )
-from claw_r1.ids import derived_id, event_key, group_id
+from claw_r1.ids import derived_id, event_key, group_id, recipe_key
 from claw_r1.recipes import GroupRule
 from claw_r1.topics import OUTCOMES, RECIPES, TRAJECTORIES, batch_topic
 from streams.ended import ended_trajectory
@@ -87,22 +88,24 @@ class PartitionState:
     def load_recipes(self, records: Iterable[RecipeActive], before: int) -> None:
         """Take the recipe versions that began in this partition before offset `before`; later ones come by replay."""
         mine = [r for r in records if r.partition == self.partition and r.begins < before]
-        for r in sorted(mine, key=lambda r: r.begins):
+        for r in sorted(mine, key=lambda r: (r.begins, r.version)):
             self._activate(ActiveRecipe(r.begins, r.name, r.version, r.recipe, r.run_id))
 
-    def load_ledger(self, outcomes: Iterable[Outcome]) -> None:
-        """Take the outcomes that this partition's earlier owners wrote, before the replay."""
+    def load_ledger(self, entries: Iterable[Outcome | GroupCarried]) -> None:
+        """Take what this partition's earlier owners wrote, before the replay."""
         self.ledger = Ledger()
-        closed = self.ledger.load(outcome for outcome in outcomes if outcome.partition == self.partition)
+        closed = self.ledger.load(entry for entry in entries if entry.partition == self.partition)
         for key, one in sorted(closed.items(), key=lambda item: item[1].pos):
             self._keep_closed(key, one)
 
-    def end_replay(self) -> None:
+    def end_replay(self) -> list[Output]:
         """The replay reached the log's end: what is on the ledger has been honoured."""
-        assert not self.restored, "the copies of a carried group lie behind what they copy"
+        outputs = self._release(self.position)
+        assert not self.restored, "nothing was carried behind the log's end"
         self.ledger = Ledger()
         for closed in self.closed.values():
             closed.pack()
+        return outputs
 
     # -------------------------------------------------------------------------------------------------------------- fold
 
@@ -187,8 +190,7 @@ class PartitionState:
             partition=self.partition,
             begins=offset,
         )
-        key = f"{fact.name}@{fact.version}/{self.partition}".encode()
-        return [Output(RECIPES, known, key)]
+        return [Output(RECIPES, known, recipe_key(fact.name, fact.version, self.partition))]
 
     def _activate(self, active: ActiveRecipe) -> None:
         self.recipes = [r for r in self.recipes if r.name != active.name] + [active]

@@ -10,7 +10,6 @@ import typer
 
 from claw_r1 import bus, topics
 from claw_r1.cli.address import kafka_address
-from claw_r1.growth import grow as grow_events
 from claw_r1.settings import StreamsSettings, WorkersSettings
 
 app = typer.Typer(help="Create and compare the project's topics, and let the events grow.", no_args_is_help=True)
@@ -86,30 +85,28 @@ def list_topics(
 def grow(
     partitions: Annotated[int, typer.Option("--partitions", min=1, help="Partitions that the events shall have.")],
     wait: Annotated[
-        float, typer.Option("--wait", min=0, help="Seconds to wait until every group is closed and every process gone.")
+        float, typer.Option("--wait", min=0, help="Seconds to wait until every stream and reward worker has gone.")
     ] = 60.0,
     kafka: Kafka = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Give the events topic more partitions, between two generations of groups: nothing may be open, and nobody may write
-    meanwhile. Stop all processes but brokers, ClickHouse and sinks before."""
-    growth = asyncio.run(
-        grow_events(
-            kafka_address(kafka),
-            partitions,
-            streams=StreamsSettings.read().app,
-            workers=WorkersSettings.read().group,
-            wait=wait,
-            dry_run=dry_run,
-        )
-    )
+    """Give the events topic more partitions; open groups go along. Nobody may write meanwhile: stop all processes but brokers,
+    ClickHouse, sinks and trainers before."""
+    from claw_r1.growth import (
+        grow as grow_events,
+    )  # with the stream workers' own fold, which no other command here needs
+
+    settings = StreamsSettings.read().model_copy(update={"kafka": kafka_address(kafka)})
+    workers = WorkersSettings.read().group
+    growth = asyncio.run(grow_events(settings, partitions, workers=workers, wait=wait, dry_run=dry_run))
     if as_json:
         print(json.dumps(dataclasses.asdict(growth) | {"dry_run": dry_run}))
         return
+    groups = "" if growth.carried is None else f"{growth.carried} open groups and "
     print(
-        f"{topics.EVENTS} {'would have' if dry_run else 'has'} {growth.after} partitions, not {growth.before}: {growth.moved} "
-        f"outcomes moved, {growth.recipes} recipes begun"
+        f"{topics.EVENTS} {'would have' if dry_run else 'has'} {growth.after} partitions, not {growth.before}: {groups}"
+        f"{growth.moved} outcomes moved, {growth.recipes} recipes begun"
     )
 
 

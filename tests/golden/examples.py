@@ -273,6 +273,7 @@ EXAMPLES: list[Event] = [
         announced=("t1",),
         earlier=("t0",),
         spoiled="undecodable",
+        moved_to=7,
         **_fold,
     ),
     RecipeActive(name="grpo-main", version=3, recipe=_recipe, run_id="run", partition=2, begins=11),

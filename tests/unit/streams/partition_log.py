@@ -95,17 +95,9 @@ class Worker:
     def end_carry(self, records: list[Entry], time: float) -> None:
         """Put the copies on the log, and tell the ledger; the group may have changed, or closed, meanwhile."""
         for carried, first, fact_ids in self.carrying:
-            first_copy, found = len(records), set[str]()
-            for offset in range(first, carried.pos):
-                record = records[offset]
-                copied = record.copied
-                if isinstance(record.fact, GroupFact):
-                    copied = Copied(offset, record.time, record.fact)
-                if copied is not None and copied.fact.fact_id in fact_ids - found and _is_of(copied.fact, carried):
-                    records.append(Entry(time, copied=copied))
-                    found.add(copied.fact.fact_id)
-            assert found == fact_ids
-            placed = carried.model_copy(update={"first": first_copy, "last": len(records) - 1})
+            copies = copies_of(records, carried, first, carried.pos, fact_ids)
+            placed = carried.model_copy(update={"first": len(records), "last": len(records) + len(copies) - 1})
+            records += [Entry(time, copied=copy) for copy in copies]
             self.pending.append(Output(OUTCOMES, placed, b"key"))
         self.carrying = []
 
@@ -125,19 +117,35 @@ class Worker:
         """Begin anew: what was not durable is lost; `records` is the log so far."""
         self.pending = []
         self.carrying = []
-        self.state = state = PartitionState(0, position=self.committed)
+        self.state = state = PartitionState(self.state.partition, position=self.committed)
         self.safe = self.committed
         active = [e for e in self.durable if isinstance(e, RecipeActive)]
         state.load_recipes(active, before=self.committed)
-        state.load_ledger([e for e in self.durable if isinstance(e, Outcome)])
         ledger = [e for e in self.durable if isinstance(e, Outcome | GroupCarried)]
-        for carried in open_groups(ledger, 0):
+        state.load_ledger(ledger)
+        for carried in open_groups(ledger, state.partition):
             copies = [e.copied for e in records[carried.first : carried.last + 1] if e.copied is not None]
             mine = [c for c in copies if _is_of(c.fact, carried) and c.offset < carried.pos]
             hold(state, carried, mine, {(a.name, a.version): a for a in active})
         for record in records[self.committed :]:
             self.fold(record)
-        state.end_replay()
+        self.pending += state.end_replay()
+
+
+def copies_of(
+    records: Sequence[Entry], carried: GroupCarried, first: int, end: int, fact_ids: frozenset[str]
+) -> list[Copied]:
+    """Copies of a group's facts, all of them, that lie in [first, end) of the log."""
+    found: dict[str, Copied] = {}
+    for offset in range(first, end):
+        record = records[offset]
+        copied = record.copied
+        if isinstance(record.fact, GroupFact):
+            copied = Copied(offset, record.time, record.fact)
+        if copied is not None and copied.fact.fact_id in fact_ids and _is_of(copied.fact, carried):
+            found.setdefault(copied.fact.fact_id, copied)
+    assert found.keys() == fact_ids
+    return list(found.values())
 
 
 def play(log: Iterable[Entry], until: float = FAR) -> Worker:

@@ -103,7 +103,7 @@ class Told:
 
 
 def flush(worker: PartitionWorker) -> None:
-    asyncio.run(worker._flush())
+    asyncio.run(worker.write())
 
 
 def values(span: ReadableSpan) -> dict[str, Any]:
