@@ -34,7 +34,7 @@ _WRAPPING: Final = re.compile(
 
 LEDGER: Final = "migrations"
 """Table of the database that says which files of the schema were applied."""
-NEEDED: Final = 12
+NEEDED: Final = 13
 """Number of the newest file of the schema: readers of this version ask for what it makes."""
 
 Settings = Mapping[str, str | int]

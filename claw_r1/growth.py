@@ -74,6 +74,11 @@ async def grow(
                 before = await _count(client, EVENTS)
                 if partitions < before:
                     raise UserError(f"{EVENTS} has {before} partitions, and a topic never gets fewer")
+                if partitions % before:
+                    raise UserError(
+                        f"{EVENTS} has {before} partitions: take a multiple of that, such as {2 * before}, so that groups go "
+                        "to new partitions alone, whose facts come behind all others'"
+                    )
                 await _await_quiet(client, [settings.app, workers], wait)
                 if dry_run:
                     return await _look(kafka, consumer, before, partitions)

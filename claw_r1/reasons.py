@@ -167,7 +167,8 @@ ANNOTATIONS: Final = {
 LEFT_OUT: Final = {
     "decided": "the recipe, in this version or an earlier one, has said its word on the group before",
     "held": "the group is held for review, and no decision on it has come",
-    "not_in_pool": "the pool lacks facts of the group: they could not be stored, or only in part",
+    "not_in_pool": "the pool lacks facts of the group (they could not be stored, or only in part), or their order (some came "
+    "before the events grew, some after)",
     "open": "the group is still open on the log; another backfill takes it when it has closed",
     "other_channel": "no trajectory of the group has the recipe's channel",
     "run_purged": "the group began before its run was to be forgotten",

@@ -26,7 +26,7 @@ _TOKENS: Final = (
     "(SELECT * FROM ${database}.steps FINAL WHERE {where}) AS s INNER JOIN "
     "(SELECT * FROM ${database}.step_tokens FINAL WHERE {where}) AS t "
     "ON s.run_id = t.run_id AND s.prompt_uid = t.prompt_uid AND s.trajectory_uid = t.trajectory_uid AND s.step_id = t.step_id "
-    "WHERE s.status != 'failed' ORDER BY s.trajectory_uid, s.offset LIMIT 20000"
+    "WHERE s.status != 'failed' ORDER BY s.trajectory_uid, s.partition, s.offset LIMIT 20000"
 )
 OF_TRAJECTORY: Final = _TOKENS.replace("{where}", MINE)
 """The parameters are `uid` and `places`."""

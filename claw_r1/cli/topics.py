@@ -83,7 +83,9 @@ def list_topics(
 
 @app.command()
 def grow(
-    partitions: Annotated[int, typer.Option("--partitions", min=1, help="Partitions that the events shall have.")],
+    partitions: Annotated[
+        int, typer.Option("--partitions", min=1, help="Partitions that the events shall have: a multiple.")
+    ],
     wait: Annotated[
         float, typer.Option("--wait", min=0, help="Seconds to wait until every stream and reward worker has gone.")
     ] = 60.0,

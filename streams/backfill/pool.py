@@ -120,12 +120,15 @@ class FactPool:
         return found
 
     async def facts(self, prompts: Sequence[str]) -> dict[str, list[Logged] | None]:
-        """All facts of the prompts, by prompt; None for one of which the pool has not all that a step was."""
+        """All facts of the prompts, by prompt; None for one of which the pool has not all that a step was, or that has facts
+        in two partitions: as the events grew between, their offsets say no order."""
+        homes: dict[str, int] = {}
         found: dict[str, list[Logged] | None] = {prompt: [] for prompt in prompts}
         for table in READERS:
             for row in await self._table(table, prompts):
                 prompt = row["prompt_uid"]
-                if table == "steps" and ("response_ids" not in row or not is_whole(row)):
+                torn = table == "steps" and ("response_ids" not in row or not is_whole(row))
+                if torn or homes.setdefault(prompt, row["partition"]) != row["partition"]:
                     found[prompt] = None
                 elif (facts := found[prompt]) is not None:
                     facts.append(read_fact(table, row))

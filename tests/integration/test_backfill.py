@@ -112,6 +112,20 @@ def test_a_step_of_which_the_pool_has_a_part_takes_its_prompt_out(pool: FilledPo
     assert found["new"] is not None
 
 
+def test_a_prompt_whose_facts_moved_meanwhile_is_taken_out(pool: FilledPool) -> None:
+    facts = [an_open(fact_id=f"open-{n}", run_id="grown", prompt_uid=f"p{n // 2}") for n in range(4)]
+    places = [
+        Place(EVENTS, 0, 7, 1000),
+        Place(EVENTS, 4, 2, 2000),
+        Place(EVENTS, 0, 8, 1000),
+        Place(EVENTS, 0, 9, 2000),
+    ]
+    pool.insert(list(zip(facts, places, strict=True)))
+    found = pool.facts("grown", ["p0", "p1"])
+    assert found["p0"] is None
+    assert [one.offset for one in found["p1"] or ()] == [8, 9]
+
+
 def test_many_prompts_with_long_names_are_read_in_the_order_of_the_log(pool: FilledPool) -> None:
     names = [f"{n:03}-{'x' * 120}" for n in random.Random(1).sample(range(600), 600)]
     facts = [an_open(fact_id=f"open-{name}", run_id="many", prompt_uid=name) for name in names]

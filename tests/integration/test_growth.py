@@ -116,6 +116,8 @@ def test_grown_events_keep_every_group_whole(tmp_path: Path, monkeypatch: pytest
             assert worker.end() == 0
             would = grow(kafka, 8, "--dry-run")
             assert (would["carried"], would["recipes"]) == (None, 1)
+            with pytest.raises(UserError, match="take a multiple of that, such as 8"):
+                grow(kafka, 6)
             assert would["moved"] >= 2 * len(moving(BEFORE, 4, 8)) > 0
             assert asyncio.run(bus.count_partitions(kafka, topics.EVENTS)) == 4
             assert asyncio.run(told_twice(kafka)) == 0
@@ -128,14 +130,14 @@ def test_grown_events_keep_every_group_whole(tmp_path: Path, monkeypatch: pytest
             asyncio.run(play_after(kafka, late))
             assert worker.end() == 0
             break_off(kafka, monkeypatch)
-            assert grow(kafka, 12)["carried"] == len(moving(STILL, 8, 12)) > 0
+            assert grow(kafka, 16)["carried"] == len(moving(STILL, 8, 16)) > 0
             worker.start()
             emitted = asyncio.run(play_on(kafka))
             known = asyncio.run(registry.known_recipes(kafka))
             again = a_recipe(group={"size": 2, "idle": "1h"})
             assert asyncio.run(registry.apply_recipe(kafka, again, deadline=PATIENCE)) == 3
         places = asyncio.run(where_facts_are(kafka))
-    assert {active.partition for active in known} == set(range(12))
+    assert {active.partition for active in known} == set(range(16))
     emitted.check_once()
     assert sorted(group.group_id for group in emitted.ready) == sorted([*BEFORE, *OPEN, *AFTER, *STILL])
     versions = {group.group_id: group.recipe_version for group in emitted.ready}
@@ -158,8 +160,8 @@ def break_off(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(PartitionWorker, "move", away)
         with pytest.raises(RetryableError, match="call `claw topics grow` again"):
-            grow(kafka, 12)
-    assert asyncio.run(bus.count_partitions(kafka, topics.EVENTS)) == 12
+            grow(kafka, 16)
+    assert asyncio.run(bus.count_partitions(kafka, topics.EVENTS)) == 16
 
 
 def test_a_topic_never_gets_fewer_partitions(stack: Any) -> None:
