@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from claw_r1.cli.address import clickhouse_address, database_name, kafka_address
+from claw_r1.cli.options import AsJson, ClickHouseUrl, Database, Kafka
 from claw_r1.settings import Settings, SinksSettings
 
 if TYPE_CHECKING:
@@ -22,21 +23,13 @@ _EVERY: Final = 5.0
 """Seconds between two lines about one thing where nobody watches a terminal."""
 
 Directory = Annotated[Path, typer.Argument(help="Folder of the backup.")]
-Kafka = Annotated[
-    str | None, typer.Option("--kafka", help="Broker, HOST:PORT (default: CLAW_KAFKA, or the running stack).")
-]
-Url = Annotated[
-    str | None, typer.Option("--clickhouse", help="ClickHouse URL (default: CLAW_CLICKHOUSE, or the running stack).")
-]
-Database = Annotated[str | None, typer.Option("--database", help="Database of the pool.")]
 Blobs = Annotated[Path | None, typer.Option("--blobs", help="Folder of the blobs (default: CLAW_BLOBS).")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def backup(
     directory: Directory,
     kafka: Kafka = None,
-    clickhouse: Url = None,
+    clickhouse: ClickHouseUrl = None,
     database: Database = None,
     blobs: Blobs = None,
     as_json: AsJson = False,
@@ -57,7 +50,7 @@ def backup(
 def restore(
     directory: Directory,
     kafka: Kafka = None,
-    clickhouse: Url = None,
+    clickhouse: ClickHouseUrl = None,
     database: Database = None,
     blobs: Blobs = None,
     replication: Annotated[

@@ -13,7 +13,8 @@ import typer
 from claw_r1.batch_diff import compare
 from claw_r1.batch_questions import BY_ID, BY_SEQUENCE, DECISIONS, GROUPS, NEWEST, TRAJECTORIES, bear, key_of
 from claw_r1.cli.address import clickhouse_address, database_name, kafka_address
-from claw_r1.cli.trajectories import AsJson, Clickhouse, Database, Row, Timeout, ask_rows, clock, to_json
+from claw_r1.cli.options import AsJson, ClickHouseUrl, Database, Kafka
+from claw_r1.cli.trajectories import Row, Timeout, ask_rows, clock, to_json
 from claw_r1.clickhouse import ClickHouse
 from claw_r1.errors import UserError
 from claw_r1.ids import split_batch_name
@@ -45,7 +46,7 @@ def list_batches(
     trajectory: Annotated[str, typer.Option("--trajectory", help="The batches that have this trajectory.")] = "",
     step: Annotated[str, typer.Option("--step", help="The batches that have this step.")] = "",
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many at the most.")] = 20,
-    clickhouse: Clickhouse = None,
+    clickhouse: ClickHouseUrl = None,
     database: Database = None,
     timeout: Timeout = 60.0,
     as_json: AsJson = False,
@@ -72,7 +73,7 @@ def list_batches(
 def show(
     batch: Batch,
     steps: Annotated[bool, typer.Option("--steps", help="The steps of each group too.")] = False,
-    clickhouse: Clickhouse = None,
+    clickhouse: ClickHouseUrl = None,
     database: Database = None,
     timeout: Timeout = 60.0,
     as_json: AsJson = False,
@@ -86,7 +87,7 @@ def show(
 def diff(
     a: Batch,
     b: Batch,
-    clickhouse: Clickhouse = None,
+    clickhouse: ClickHouseUrl = None,
     database: Database = None,
     timeout: Timeout = 60.0,
     as_json: AsJson = False,
@@ -114,7 +115,7 @@ def diff(
 def rebuild(
     batch: Batch,
     out: Annotated[Path | None, typer.Option("--out", help="Write its columns to this file, NumPy's npz.")] = None,
-    clickhouse: Clickhouse = None,
+    clickhouse: ClickHouseUrl = None,
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:
@@ -147,10 +148,8 @@ def next_batch(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Said or not: nothing is cut, and no trainer loses the recipe.")
     ] = True,
-    kafka: Annotated[
-        str | None, typer.Option("--kafka", help="Broker, HOST:PORT (default: CLAW_KAFKA, or the running stack).")
-    ] = None,
-    clickhouse: Clickhouse = None,
+    kafka: Kafka = None,
+    clickhouse: ClickHouseUrl = None,
     database: Database = None,
     timeout: Timeout = 30.0,
     as_json: AsJson = False,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from claw_r1.cli.address import kafka_address
+from claw_r1.cli.options import AsJson, Kafka
 
 if TYPE_CHECKING:
     from trainer_adapter.rate import Rate
@@ -26,10 +27,8 @@ def trainer(
     follow: Annotated[
         float, typer.Option("--follow", min=0, help="Seconds to wait for groups that become ready meanwhile.")
     ] = 0.0,
-    kafka: Annotated[
-        str | None, typer.Option("--kafka", help="Broker, HOST:PORT (default: CLAW_KAFKA, or the running stack).")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    kafka: Kafka = None,
+    as_json: AsJson = False,
 ) -> None:
     """Read all ready groups that a recipe's topic holds, make batches of them, and say how fast; commits nothing."""
     from trainer_adapter.rate import measure_rate

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from claw_r1.cli.options import AsJson
 from claw_r1.clickhouse import without_password
 from claw_r1.settings import OTHER_VARIABLES, PASSWORD_VARIABLE, PROCESSES, check_names
 
@@ -14,7 +15,7 @@ def config(
     process: Annotated[
         str | None, typer.Argument(help="gateway, streams, workers, sinks or console; default: all.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the settings: variable, value, meaning."""
     check_names(os.environ)

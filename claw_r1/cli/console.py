@@ -18,6 +18,7 @@ from typing import Annotated, Final
 import typer
 
 from claw_r1.cli.address import clickhouse_address, database_name, kafka_address
+from claw_r1.cli.options import ClickHouseUrl, Database, Kafka
 from claw_r1.errors import UserError
 from claw_r1.local.ports import find_port
 from claw_r1.local.stack import python_module, running_stack
@@ -36,14 +37,9 @@ def console(
         int | None, typer.Option("--port", min=1, max=65535, help="Port (default: 8103, or a free one).")
     ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Show alone: decide and publish nothing.")] = False,
-    kafka: Annotated[
-        str | None, typer.Option("--kafka", help="Broker, HOST:PORT (default: CLAW_KAFKA, or the running stack).")
-    ] = None,
-    clickhouse: Annotated[
-        str | None,
-        typer.Option("--clickhouse", help="ClickHouse URL (default: CLAW_CLICKHOUSE, or the running stack)."),
-    ] = None,
-    database: Annotated[str | None, typer.Option("--database", help="Database of the pool.")] = None,
+    kafka: Kafka = None,
+    clickhouse: ClickHouseUrl = None,
+    database: Database = None,
 ) -> None:
     """Look at the pool in a browser: `claw up` runs a console too, this is one more, here, until Ctrl-C."""
     if demo_data and (kafka or clickhouse or database):

@@ -13,6 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from claw_r1.cli.address import clickhouse_address, database_name, kafka_address
+from claw_r1.cli.options import AsJson, Kafka
 from claw_r1.clickhouse import ClickHouse
 from claw_r1.curation import ACTIONS, NUMBERED, why_unfit
 from claw_r1.deciding import make_decisions, publish_decisions
@@ -45,10 +46,8 @@ def decide(
     author: Annotated[str | None, typer.Option("--author", help="Who decides (default: the user's name).")] = None,
     reason: Annotated[str | None, typer.Option("--reason", help="Why.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be decided, and write nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    kafka: Annotated[
-        str | None, typer.Option("--kafka", help="Broker, HOST:PORT (default: CLAW_KAFKA, or the running stack).")
-    ] = None,
+    as_json: AsJson = False,
+    kafka: Kafka = None,
     clickhouse: Annotated[
         str | None,
         typer.Option(

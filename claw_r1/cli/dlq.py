@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from claw_r1.cli.address import kafka_address
+from claw_r1.cli.options import AsJson, Kafka
 from claw_r1.errors import UserError
 from claw_r1.letters import DeadLetterTopic, Found, Letter, Replay, dead_letter_topics
 from claw_r1.topics import dlq_topic
@@ -17,10 +18,6 @@ from claw_r1.topics import dlq_topic
 app = typer.Typer(help="List, show and replay dead letters.", no_args_is_help=True)
 
 SHOWN_BYTES: Final = 4096
-Kafka = Annotated[
-    str | None, typer.Option("--kafka", help="Broker, HOST:PORT (default: CLAW_KAFKA, or the running stack).")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Topic = Annotated[str, typer.Argument(help="Topic that the records were read from, such as claw.events.v1.")]
 
 

@@ -14,6 +14,7 @@ import typer
 from claw_r1 import acls
 from claw_r1.checks.finding import Finding
 from claw_r1.cli.address import clickhouse_address, data_dir, database_name, kafka_address
+from claw_r1.cli.options import AsJson, ClickHouseUrl, Database, Kafka
 from claw_r1.local.several import stage_of
 from claw_r1.local.state import read_state
 from claw_r1.settings import PROCESSES, GatewaySettings, Settings
@@ -22,14 +23,9 @@ MARKS: Final = {"ok": "ok", "warn": "WARN", "bad": "BAD", "skipped": "skip"}
 
 
 def doctor(
-    kafka: Annotated[
-        str | None, typer.Option("--kafka", help="Broker, HOST:PORT (default: CLAW_KAFKA, or the running stack).")
-    ] = None,
-    clickhouse: Annotated[
-        str | None,
-        typer.Option("--clickhouse", help="ClickHouse URL (default: CLAW_CLICKHOUSE, or the running stack)."),
-    ] = None,
-    database: Annotated[str | None, typer.Option("--database", help="Database of the pool.")] = None,
+    kafka: Kafka = None,
+    clickhouse: ClickHouseUrl = None,
+    database: Database = None,
     upstream: Annotated[
         list[str] | None,
         typer.Option(
@@ -42,7 +38,7 @@ def doctor(
     data: Annotated[
         Path | None, typer.Option("--data", help="Folder of the stack's state (default: CLAW_DATA, or .claw).")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look at the brokers, the pool, the engines and this machine, and say what mends each finding; exit code 1 if anything is
     bad."""

@@ -10,6 +10,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from claw_r1.cli.address import clickhouse_address, database_name
+from claw_r1.cli.options import AsJson, ClickHouseUrl, Database
 from claw_r1.clickhouse import ClickHouse
 from claw_r1.ids import check_id
 from claw_r1.recipes import Duration
@@ -52,12 +53,9 @@ def expire(
     channel: Annotated[str | None, typer.Option("--channel", help="Only groups of this channel.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and change nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    clickhouse: Annotated[
-        str | None,
-        typer.Option("--clickhouse", help="ClickHouse URL (default: CLAW_CLICKHOUSE, or the running stack)."),
-    ] = None,
-    database: Annotated[str | None, typer.Option("--database", help="Database of the pool.")] = None,
+    as_json: AsJson = False,
+    clickhouse: ClickHouseUrl = None,
+    database: Database = None,
 ) -> None:
     """Remove whole groups from the pool that closed long ago; batches stay, and what is in a snapshot."""
     for name, given in (("--run", run), ("--channel", channel)):

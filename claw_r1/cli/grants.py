@@ -10,15 +10,12 @@ import typer
 
 from claw_r1 import acls
 from claw_r1.cli.address import kafka_address
+from claw_r1.cli.options import AsJson, Kafka
 from claw_r1.grants import GRANTS
 
 app = typer.Typer(help="List, compare and apply what each process may do on the brokers.", no_args_is_help=True)
 
-Kafka = Annotated[
-    str | None, typer.Option("--kafka", help="Broker, HOST:PORT (default: CLAW_KAFKA, or the running stack).")
-]
 Prefix = Annotated[str, typer.Option("--prefix", help="The user of a process is this and the process's name.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 @app.command("list")

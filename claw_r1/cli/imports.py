@@ -8,7 +8,8 @@ from typing import Annotated, cast
 
 import typer
 
-from claw_r1.cli.snapshots import AsJson, Database, Kafka, Url, Wait, places_of, progress
+from claw_r1.cli.options import AsJson, ClickHouseUrl, Database, Kafka
+from claw_r1.cli.snapshots import Wait, places_of, progress
 from claw_r1.datasets.importing import KINDS, Kind, find_kind, import_files, list_files
 from claw_r1.datasets.logs import Naming
 from claw_r1.ids import check_id
@@ -38,7 +39,7 @@ def import_logs(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write no fact.")] = False,
     wait: Wait = 30.0,
     kafka: Kafka = None,
-    clickhouse: Url = None,
+    clickhouse: ClickHouseUrl = None,
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:

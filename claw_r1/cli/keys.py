@@ -11,6 +11,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from claw_r1 import keys
+from claw_r1.cli.options import AsJson
 from claw_r1.recipes import Duration
 from claw_r1.settings import Settings, check_names
 
@@ -52,7 +53,7 @@ def mint(
 @app.command()
 def inspect(
     key: Annotated[str, typer.Argument(help="The key; - reads it from stdin.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print what a key says, and whether it is taken here; exit code 1 if it is not."""
     token = (sys.stdin.read() if key == "-" else key).strip()

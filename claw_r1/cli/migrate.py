@@ -8,14 +8,12 @@ from typing import Annotated
 import typer
 
 from claw_r1.cli.address import clickhouse_address, database_name
+from claw_r1.cli.options import AsJson, ClickHouseUrl, Database
 
 
 def migrate(
-    clickhouse: Annotated[
-        str | None,
-        typer.Option("--clickhouse", help="ClickHouse URL (default: CLAW_CLICKHOUSE, or the running stack)."),
-    ] = None,
-    database: Annotated[str | None, typer.Option("--database", help="Database of the pool.")] = None,
+    clickhouse: ClickHouseUrl = None,
+    database: Database = None,
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -31,7 +29,7 @@ def migrate(
         typer.Option("--run", help="With --roles: also the role claw_run_RUN, which reads this run alone; repeatable."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be applied, and change nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Apply the numbered SQL files that the database lacks; an applied file that changed is refused."""
     from sinks import migrations

@@ -12,6 +12,7 @@ import typer
 from claw_r1 import bus
 from claw_r1.blobs import open_blobs
 from claw_r1.cli.address import clickhouse_address, database_name, kafka_address
+from claw_r1.cli.options import AsJson, ClickHouseUrl, Database, Kafka
 from claw_r1.clickhouse import ClickHouse
 from claw_r1.codec import encode
 from claw_r1.datasets.pool import Places, await_pool, event_partitions
@@ -55,15 +56,10 @@ def purge(
     ] = False,
     reason: Annotated[str | None, typer.Option("--reason", help="Why.")] = None,
     wait: Annotated[float, typer.Option("--wait", min=1, help="Longest wait for the sinks, seconds.")] = 60.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    kafka: Annotated[
-        str | None, typer.Option("--kafka", help="Broker, HOST:PORT (default: CLAW_KAFKA, or the running stack).")
-    ] = None,
-    clickhouse: Annotated[
-        str | None,
-        typer.Option("--clickhouse", help="ClickHouse URL (default: CLAW_CLICKHOUSE, or the running stack)."),
-    ] = None,
-    database: Annotated[str | None, typer.Option("--database", help="Database of the pool.")] = None,
+    as_json: AsJson = False,
+    kafka: Kafka = None,
+    clickhouse: ClickHouseUrl = None,
+    database: Database = None,
 ) -> None:
     """Forget a run: its open groups are discarded, its rows are removed, and rows that still come are dropped."""
     check_id("--run", run)

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from claw_r1 import registry, supply
 from claw_r1.cli.address import clickhouse_address, database_name, kafka_address
+from claw_r1.cli.options import AsJson, ClickHouseUrl, Database, Kafka
 from claw_r1.clickhouse import ClickHouse
 from claw_r1.dry_run import dry_run_sql, list_untold
 from claw_r1.errors import UserError
@@ -23,15 +24,6 @@ from claw_r1.recipes import Recipe, list_unhonoured
 from claw_r1.settings import SinksSettings
 
 app = typer.Typer(help="Apply, try, list, delete and backfill recipes.", no_args_is_help=True)
-
-Kafka = Annotated[
-    str | None, typer.Option("--kafka", help="Broker, HOST:PORT (default: CLAW_KAFKA, or the running stack).")
-]
-Url = Annotated[
-    str | None, typer.Option("--clickhouse", help="ClickHouse URL (default: CLAW_CLICKHOUSE, or the running stack).")
-]
-Database = Annotated[str | None, typer.Option("--database", help="Database of the pool.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -66,7 +58,7 @@ def apply(
     kafka: Kafka = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file, and write nothing.")] = False,
     wait: Annotated[float, typer.Option("--wait", min=0.1, help="Seconds to wait for the stream workers.")] = 30.0,
-    clickhouse: Url = None,
+    clickhouse: ClickHouseUrl = None,
     database: Database = None,
 ) -> None:
     """Put a recipe in force: it judges the groups that begin from now on. Warns of what nothing is known to produce."""
@@ -83,7 +75,7 @@ def apply(
 @app.command("dry-run")
 def dry_run(
     file: Annotated[Path, typer.Argument(help="Recipe file, YAML or JSON; - reads standard input.")],
-    clickhouse: Url = None,
+    clickhouse: ClickHouseUrl = None,
     database: Database = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Longest wait, seconds.")] = 300.0,
     as_json: AsJson = False,
@@ -162,7 +154,7 @@ def delete(name: Annotated[str, typer.Argument(help="Recipe.")], kafka: Kafka = 
 def backfill(
     name: Annotated[str, typer.Argument(help="Recipe that is in force.")],
     kafka: Kafka = None,
-    clickhouse: Url = None,
+    clickhouse: ClickHouseUrl = None,
     database: Database = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be decided, and write nothing.")] = False,
     wait: Annotated[float, typer.Option("--wait", min=0.1, help="Seconds to wait for a pool that is behind.")] = 30.0,

@@ -9,14 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
+from claw_r1.cli.options import AsJson
 from claw_r1.errors import UserError
 from claw_r1.rewards.finding import load, load_function, offered
 from claw_r1.rewards.function import Missing, RewardFunction, Rollout, Score
 from claw_r1.rewards.running import Runner
 
 app = typer.Typer(help="List reward functions, and try one.", no_args_is_help=True)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 @app.command("list")

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from claw_r1.cli.address import clickhouse_address, database_name, kafka_address
 from claw_r1.cli.decide import parse_condition
+from claw_r1.cli.options import AsJson, ClickHouseUrl, Database, Kafka
 from claw_r1.clickhouse import ClickHouse
 from claw_r1.datasets.containers import FORMATS
 from claw_r1.datasets.export import FACTS, FORM_NAMES, Order, export, moment_of, unfinished
@@ -34,14 +35,6 @@ QUERY_TIMEOUT = 600.0
 """Seconds for one question."""
 
 Name = Annotated[str, typer.Argument(help="Snapshot.")]
-Kafka = Annotated[
-    str | None, typer.Option("--kafka", help="Broker, HOST:PORT (default: CLAW_KAFKA, or the running stack).")
-]
-Url = Annotated[
-    str | None, typer.Option("--clickhouse", help="ClickHouse URL (default: CLAW_CLICKHOUSE, or the running stack).")
-]
-Database = Annotated[str | None, typer.Option("--database", help="Database of the pool.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Run = Annotated[
     str | None, typer.Option("--run", help="The run (default: default); with --sql, if its answer has no run_id.")
 ]
@@ -125,7 +118,7 @@ def create(
     author: Annotated[str | None, typer.Option("--author", help="Who makes it (default: the user's name).")] = None,
     wait: Wait = 30.0,
     kafka: Kafka = None,
-    clickhouse: Url = None,
+    clickhouse: ClickHouseUrl = None,
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:
@@ -146,7 +139,7 @@ def create(
 
 
 @app.command("list")
-def list_snapshots(clickhouse: Url = None, database: Database = None, as_json: AsJson = False) -> None:
+def list_snapshots(clickhouse: ClickHouseUrl = None, database: Database = None, as_json: AsJson = False) -> None:
     """List the snapshots."""
     found = asyncio.run(_with(clickhouse, database, lambda snapshots: snapshots.all()))
     if as_json:
@@ -159,7 +152,7 @@ def list_snapshots(clickhouse: Url = None, database: Database = None, as_json: A
 
 
 @app.command()
-def show(name: Name, clickhouse: Url = None, database: Database = None, as_json: AsJson = False) -> None:
+def show(name: Name, clickhouse: ClickHouseUrl = None, database: Database = None, as_json: AsJson = False) -> None:
     """Show what a snapshot holds, and where it comes from."""
     _print(asyncio.run(_with(clickhouse, database, lambda snapshots: snapshots.get(name))), as_json)
 
@@ -169,7 +162,7 @@ def diff(
     one: Annotated[str, typer.Argument(help="Snapshot.")],
     other: Annotated[str, typer.Argument(help="Another one.")],
     limit: Annotated[int, typer.Option("--limit", min=0, max=100_000, help="List so many that differ.")] = 20,
-    clickhouse: Url = None,
+    clickhouse: ClickHouseUrl = None,
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:
@@ -184,7 +177,7 @@ def diff(
 
 
 @app.command()
-def delete(name: Name, clickhouse: Url = None, database: Database = None, as_json: AsJson = False) -> None:
+def delete(name: Name, clickhouse: ClickHouseUrl = None, database: Database = None, as_json: AsJson = False) -> None:
     """Forget a snapshot. Its trajectories stay in the pool."""
     snapshot = asyncio.run(_with(clickhouse, database, lambda snapshots: snapshots.delete(name)))
     print(json.dumps(snapshot.document()) if as_json else f"snapshot {name} is forgotten")
@@ -196,7 +189,7 @@ def export_snapshot(
     to: Annotated[Path, typer.Option("--to", help="Folder to make.")],
     form: Form = "facts",
     container: Container = "jsonl",
-    clickhouse: Url = None,
+    clickhouse: ClickHouseUrl = None,
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:
@@ -231,7 +224,7 @@ def export_selected(
     as_of: AsOf = None,
     wait: Wait = 30.0,
     kafka: Kafka = None,
-    clickhouse: Url = None,
+    clickhouse: ClickHouseUrl = None,
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:

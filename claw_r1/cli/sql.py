@@ -8,6 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from claw_r1.cli.address import clickhouse_address, database_name
+from claw_r1.cli.options import ClickHouseUrl, Database
 from claw_r1.clickhouse import UNKNOWN_DATABASE, UNKNOWN_TABLE, ClickHouse, QueryRefused
 from claw_r1.errors import UserError
 from claw_r1.keys import Secrets, analyst_url
@@ -24,11 +25,8 @@ def sql(
         typer.Option("--format", help="ClickHouse output format (default: a table on a terminal, else TSVWithNames)."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document: meta, data, rows.")] = False,
-    clickhouse: Annotated[
-        str | None,
-        typer.Option("--clickhouse", help="ClickHouse URL (default: CLAW_CLICKHOUSE, or the running stack)."),
-    ] = None,
-    database: Annotated[str | None, typer.Option("--database", help="Database of the pool.")] = None,
+    clickhouse: ClickHouseUrl = None,
+    database: Database = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Longest wait, seconds.")] = 300.0,
     as_analyst: Annotated[
         bool, typer.Option("--as-analyst", help="Ask as the user analyst: it may read the pool and nothing else.")

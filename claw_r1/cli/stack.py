@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from claw_r1.cli.address import clickhouse_address, data_dir, database_name, kafka_address
+from claw_r1.cli.options import AsJson
 from claw_r1.clickhouse import without_password
 from claw_r1.local import stack as local
 from claw_r1.local.jars import ensure_jars, print_progress
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 Data = Annotated[
     Path | None, typer.Option("--data", help="Folder of the stack's state (default: CLAW_DATA, or .claw).")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def up(

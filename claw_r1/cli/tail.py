@@ -12,6 +12,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 
 from claw_r1 import bus
 from claw_r1.cli.address import kafka_address
+from claw_r1.cli.options import Kafka
 from claw_r1.codec import decode
 from claw_r1.errors import InvalidRecord, UserError
 from claw_r1.events import Annotation, Decision, Event, Reward, Step, StepStarted, TrajectoryEnd
@@ -25,9 +26,7 @@ def tail(
         int, typer.Option("--last", min=0, help="Begin with so many of each partition that are there.")
     ] = 0,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="End after so many lines.")] = None,
-    kafka: Annotated[
-        str | None, typer.Option("--kafka", help="Broker, HOST:PORT (default: CLAW_KAFKA, or the running stack).")
-    ] = None,
+    kafka: Kafka = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document a line.")] = False,
 ) -> None:
     """Follow what happens: every call, step, reward, end and decision as it reaches the log. Ctrl-C ends it."""

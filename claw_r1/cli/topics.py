@@ -10,13 +10,11 @@ import typer
 
 from claw_r1 import bus, topics
 from claw_r1.cli.address import kafka_address
+from claw_r1.cli.options import AsJson, Kafka
 from claw_r1.settings import StreamsSettings, WorkersSettings
 
 app = typer.Typer(help="Create and compare the project's topics, and let the events grow.", no_args_is_help=True)
 
-Kafka = Annotated[
-    str | None, typer.Option("--kafka", help="Broker, HOST:PORT (default: CLAW_KAFKA, or the running stack).")
-]
 Partitions = Annotated[
     int | None,
     typer.Option(
@@ -25,7 +23,6 @@ Partitions = Annotated[
         help=f"Partitions of the events topic (default: those it has, else {topics.DEFAULT_EVENTS_PARTITIONS}).",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 @app.command()

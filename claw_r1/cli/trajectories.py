@@ -11,18 +11,14 @@ import msgspec
 import typer
 
 from claw_r1.cli.address import clickhouse_address, database_name
+from claw_r1.cli.options import AsJson, ClickHouseUrl, Database
 from claw_r1.clickhouse import UNKNOWN_DATABASE, UNKNOWN_TABLE, ClickHouse, QueryRefused
 from claw_r1.errors import UserError
 from claw_r1.rewards.rollout import text_of
 
 Row = dict[str, Any]
 
-Clickhouse = Annotated[
-    str | None, typer.Option("--clickhouse", help="ClickHouse URL (default: CLAW_CLICKHOUSE, or the running stack).")
-]
-Database = Annotated[str | None, typer.Option("--database", help="Database of the pool.")]
 Timeout = Annotated[float, typer.Option("--timeout", min=0.1, help="Longest wait, seconds.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 NEWEST: Final = """
 WITH newest AS (
@@ -96,7 +92,7 @@ def trajectories(
     task: Annotated[str, typer.Option("--task", help="Only of this task_id.")] = "",
     status: Annotated[str, typer.Option("--status", help="Only completed, failed, aborted or truncated ones.")] = "",
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many at the most.")] = 20,
-    clickhouse: Clickhouse = None,
+    clickhouse: ClickHouseUrl = None,
     database: Database = None,
     timeout: Timeout = 60.0,
     as_json: AsJson = False,
@@ -121,7 +117,7 @@ def show(
     trajectory_uid: Annotated[str, typer.Argument(help="Trajectory.")],
     run: Annotated[str, typer.Option("--run", help="Its run, where several have a trajectory of this name.")] = "",
     tokens: Annotated[bool, typer.Option("--tokens", help="Token ids and log-probs too.")] = False,
-    clickhouse: Clickhouse = None,
+    clickhouse: ClickHouseUrl = None,
     database: Database = None,
     timeout: Timeout = 60.0,
     as_json: AsJson = False,
