@@ -1,7 +1,8 @@
 """Steps of open groups that would take more memory than allowed lie on a local disk, and are read when their group is decided.
 
 A cache and no more: it is emptied at every start and never synced. If it is deleted under a worker, the worker ends at the
-first step that it misses, and its replay brings everything back.
+first step that it misses, and its replay brings everything back. What lies there has numbers for names: a step's id is its
+sender's, and another group may have a step of the same one.
 """
 
 import shutil
@@ -48,7 +49,7 @@ class SpilledStep(Step):
 
     def __getattr__(self, name: str) -> Any:
         if name in Step.model_fields:
-            return getattr(self.__dict__["_spill"].read(self), name)
+            return getattr(self.__dict__["_spill"].read(self.__dict__["_place"], self.step_id), name)
         raise AttributeError(name)
 
 
@@ -63,6 +64,7 @@ class Spill:
         self._env = lmdb.open(str(folder), map_size=MAP_BYTES, sync=False, metasync=False, lock=False, max_readers=1)
         self._read: OrderedDict[bytes, Step] = OrderedDict()
         self._groups: dict[Key, tuple[GroupState, list[bytes]]] = {}
+        self._next = 0
         self.steps = 0
         """How many lie here."""
 
@@ -79,24 +81,25 @@ class Spill:
     def _put_one(self, group: GroupState, transaction: Any) -> int:
         freed = _merged_bytes(group)
         group.merged.clear()
-        _, names = self._groups.setdefault((group.run_id, group.prompt_uid), (group, []))
+        _, places = self._groups.setdefault((group.run_id, group.prompt_uid), (group, []))
         for trajectory in group.trajectories.values():
             for step_id, step in trajectory.steps.items():
                 if isinstance(step, SpilledStep):
                     continue
-                name = step.fact_id.encode()
-                transaction.put(name, encode_body(step))
+                place = self._next.to_bytes(8, "big")
+                transaction.put(place, encode_body(step))
                 freed += size_of(step)
-                trajectory.steps[step_id] = self._spilled(step)
-                names.append(name)
+                trajectory.steps[step_id] = self._spilled(step, place)
+                places.append(place)
+                self._next += 1
                 self.steps += 1
         return freed
 
-    def _spilled(self, step: Step) -> SpilledStep:
+    def _spilled(self, step: Step, place: bytes) -> SpilledStep:
         light = SpilledStep.__new__(SpilledStep)
         fields: dict[str, Any] = {name: getattr(step, name) for name in LIGHT}
         for name, value in (
-            ("__dict__", fields | {"_spill": self}),
+            ("__dict__", fields | {"_spill": self, "_place": place}),
             ("__pydantic_fields_set__", set(LIGHT)),
             ("__pydantic_extra__", None),
             ("__pydantic_private__", None),
@@ -104,16 +107,15 @@ class Spill:
             object.__setattr__(light, name, value)
         return light
 
-    def read(self, light: SpilledStep) -> Step:
-        """Raises SpillLost."""
-        name = light.fact_id.encode()
-        if (known := self._read.get(name)) is not None:
+    def read(self, place: bytes, step_id: str) -> Step:
+        """The step that was put there. Raises SpillLost."""
+        if (known := self._read.get(place)) is not None:
             return known
         with self._env.begin() as transaction:
-            body = transaction.get(name)
+            body = transaction.get(place)
         if body is None:
-            raise SpillLost(f"step {light.step_id} is not in {self._folder} any more: it is read from the log again")
-        step = self._read[name] = decode_body(Step, body)
+            raise SpillLost(f"step {step_id} is not in {self._folder} any more: it is read from the log again")
+        step = self._read[place] = decode_body(Step, body)
         if len(self._read) > READ_KEPT:
             self._read.popitem(last=False)
         return step
@@ -125,10 +127,10 @@ class Spill:
             return
         with self._env.begin(write=True) as transaction:
             for key in gone:
-                _, names = self._groups.pop(key)
-                for name in names:
-                    transaction.delete(name)
-                self.steps -= len(names)
+                _, places = self._groups.pop(key)
+                for place in places:
+                    transaction.delete(place)
+                self.steps -= len(places)
 
     def close(self) -> None:
         """Delete it all."""
