@@ -41,6 +41,8 @@ CLOSED_KEPT = 5_000
 """Closed groups that are remembered for telling late from new; an older group's facts open a round or become late."""
 MAX_SEEN = 20_000
 """Fact ids that a closed round hands on to the prompt's next; with more, a copy of an old fact is reported as late."""
+MAX_EARLIER = 1_000
+"""Trajectories that a prompt's closed rounds hand on to its next; with more, a late step of one of them opens a round."""
 _NO_RECIPE = GroupRule()
 OPENERS = (GroupOpen, TrajectoryOpen, StepStarted, Step)
 
@@ -446,7 +448,9 @@ class PartitionState:
         outputs += self._write_orphans(key, group.round, orphans)
         del self.groups[key]
         before = self.closed.get(key) or Closed(0, 0)
-        trajectories = before.trajectories | group.trajectories.keys()
+        trajectories = set(group.trajectories)
+        if len(before.trajectories) + len(trajectories) <= MAX_EARLIER:
+            trajectories |= before.trajectories
         emitted = before.emitted | {name for name, standing in group.standings.items() if standing.emitted}
         kept = Closed(group.round, self.position, group.seen, trajectories=trajectories, emitted=emitted)
         if len(before.packed) + len(before.fact_ids) < MAX_SEEN:

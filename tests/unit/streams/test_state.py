@@ -265,6 +265,18 @@ def test_a_late_step_of_an_earlier_round_stays_out_of_the_open_one() -> None:
     assert worker.state.groups == {}
 
 
+def test_a_prompt_that_is_used_for_ever_takes_no_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_module, "MAX_EARLIER", 20)
+    worker = play(entries([set_recipe(a_recipe(group={"size": 1}))]), until=START)
+    for number in range(100):
+        for fact in a_trajectory(f"t{number}", steps=1):
+            worker.fold(Entry(START, fact))
+        closed = worker.state.closed[RUN, PROMPT]
+        assert f"t{number}" in closed.trajectories
+        assert len(closed.trajectories) <= 20
+    assert closed.round == 100
+
+
 def test_a_slow_group_holds_back_the_offset_and_no_other_group() -> None:
     facts = [one_recipe(), a_started(a_step(prompt_uid="slow")), *a_group(prompt_uid="fast")]
     worker = play(entries(facts), until=START)
