@@ -133,7 +133,9 @@ OUTCOMES: Final = {
     "size": "the group is whole",
     "steps_missing": "started steps of the trajectory had not arrived",
     "straggler": "the trajectory was not done when its group was decided",
-    "too_large": "a sample of the trajectory does not fit into one record, or its rows of steps are above 32 MiB",
+    "too_large": "a sample of the trajectory, or what is said of the group, does not fit into one record, or its rows of steps "
+    "are above 32 MiB",
+    "too_many_trajectories": "the group has more than 8192 trajectories: give each sampling round a prompt_uid of its own",
     "too_small": "fewer trajectories can be trained than group.min_size asks for",
     "truncated": "the trajectory ended as truncated, and the recipe discards those",
     "vetoed": "a person's decision takes the trajectory, or the group, out",

@@ -68,7 +68,7 @@ class GroupState:
     opens: dict[str, GroupOpen] = field(default_factory=dict)
     cancel: GroupCancel | None = None
     stopped: str | None = None
-    """Why the whole group is discarded at once: a purged run."""
+    """Why the whole group is discarded at once: a purged run, or more trajectories than a group may have."""
     spoiled: str | None = None
     """Why the whole group is discarded once it is decided: a fact that cannot be read."""
     look_at: float | None = None

@@ -11,12 +11,14 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from claw_r1.codec import encode_body
 from claw_r1.events import (
     Decision,
     Event,
     GroupCancel,
     GroupFact,
     GroupOpen,
+    GroupReady,
     Outcome,
     RecipeActive,
     RecipeSet,
@@ -43,6 +45,10 @@ MAX_SEEN = 20_000
 """Fact ids that a closed round hands on to the prompt's next; with more, a copy of an old fact is reported as late."""
 MAX_EARLIER = 1_000
 """Trajectories that a prompt's closed rounds hand on to its next; with more, a late step of one of them opens a round."""
+MAX_TRAJECTORIES = 8_192
+"""Of a group, twice as many as a recipe may ask for: what is said of a group must fit into one record."""
+MAX_READY_BYTES = 15 * 2**19
+"""Of a group's marker: with very many samples, or decisions with long texts, it would not fit into a record."""
 _NO_RECIPE = GroupRule()
 OPENERS = (GroupOpen, TrajectoryOpen, StepStarted, Step)
 
@@ -235,6 +241,9 @@ class PartitionState:
         before = _naming(group.trajectories.get(uid))
         self._add(group, fact)
         trajectory = group.trajectories[uid]
+        if len(group.trajectories) > MAX_TRAJECTORIES:
+            group.stopped = group.stopped or "too_many_trajectories"
+            return self._judge(group)
         # Who judges the group, or its fate, cannot change with a step of a rollout that goes on.
         return self._judge(group) if trajectory.end is not None or _naming(trajectory) != before else []
 
@@ -421,6 +430,8 @@ class PartitionState:
     def _decide(self, group: GroupState, active: ActiveRecipe, verdict: Emit | Discard) -> list[Output]:
         key = (group.run_id, group.prompt_uid)
         record_key = event_key(*key)
+        if isinstance(verdict, Emit) and len(encode_body(verdict.ready)) > MAX_READY_BYTES:
+            verdict = _too_large(verdict.ready)
         fate = "emitted" if isinstance(verdict, Emit) else "discarded"
         members = verdict.ready.members if isinstance(verdict, Emit) else verdict.members
         reason = verdict.ready.reason if isinstance(verdict, Emit) else verdict.reason
@@ -536,6 +547,11 @@ def _forwarded(decision: Decision, recipe: str, round_: int | None) -> Output:
     if decision.group_id is None and decision.trajectory_uid is None and round_ is not None:
         decision = decision.model_copy(update={"group_id": group_id(decision.prompt_uid, round_)})
     return Output(batch_topic(recipe), decision, event_key(decision.run_id, decision.prompt_uid))
+
+
+def _too_large(ready: GroupReady) -> Discard:
+    update = {"outcome": "discarded", "reason": "too_large", "samples": ()}
+    return Discard("too_large", [member.model_copy(update=update) for member in ready.members])
 
 
 def _trajectory_of(fact: GroupFact) -> str | None:

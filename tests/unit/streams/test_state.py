@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from claw_r1.codec import encode
 from claw_r1.events import (
     Decision,
     Event,
@@ -15,6 +16,7 @@ from claw_r1.events import (
     Outcome,
     RecipeActive,
     RunPurged,
+    Sample,
     Step,
     Trajectory,
     TrajectoryFact,
@@ -44,6 +46,7 @@ from tests.unit.streams.partition_log import (
     START,
     Entry,
     Worker,
+    a_decision,
     a_log,
     check_one_fate,
     effects,
@@ -419,6 +422,59 @@ def test_an_incomplete_trajectory_is_announced_after_its_grace() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- bounds
+
+
+def check_records(events: list[Event]) -> None:
+    """Each fits into a record: one that did not would end its worker, at every start."""
+    for event in events:
+        encode(event, source="test")
+
+
+def test_a_group_of_too_many_trajectories_is_discarded_and_the_next_ones_open_a_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(state_module, "MAX_TRAJECTORIES", 10)
+    openers = [an_open(trajectory_uid=f"t{number}") for number in range(12)]
+    worker = play(entries([one_recipe(), a_reward(trajectory_uid="nobody"), *openers]), until=START)
+    worker.flush()
+    fates = outcomes(worker.durable, "discarded")
+    assert {o.reason for o in fates} == {"too_many_trajectories"}
+    assert {o.trajectory_uid for o in fates} == {None, *(f"t{number}" for number in range(10))}
+    assert {group.round: set(group.trajectories) for group in worker.state.groups.values()} == {2: {"t10", "t11"}}
+    check_one_fate(worker.durable)
+
+
+def test_what_is_said_of_a_group_of_as_many_trajectories_as_it_may_have_fits_into_records() -> None:
+    names = [f"{number:0128d}" for number in range(state_module.MAX_TRAJECTORIES + 1)]
+    worker = play(entries([one_recipe(), *a_group()]))
+    (closed,) = outcomes(worker.durable, "closed")
+    (ready,) = [e for e in worker.durable if isinstance(e, GroupReady)]
+    members = tuple(ready.members[0].model_copy(update={"trajectory_uid": name}) for name in names)
+    samples = ready.sample_ids * len(names)
+    check_records([closed.model_copy(update={"trajectories": tuple(names)})])
+    check_records([ready.model_copy(update={"members": members, "sample_ids": samples})])
+
+
+def test_a_group_whose_marker_no_record_holds_is_discarded() -> None:
+    said = [
+        a_decision(PROMPT, None, "tag", number, value="odd").model_copy(update={"reason": "x" * 16_384})
+        for number in range(520)
+    ]
+    worker = play(entries([one_recipe(), *a_group()[:-1], *said, a_group()[-1]]))
+    assert [e for e in worker.durable if isinstance(e, Sample | GroupReady)] == []
+    fates = outcomes(worker.durable, "discarded")
+    assert {(o.trajectory_uid, o.reason) for o in fates} == {(uid, "too_large") for uid in (T0, T1, None)}
+    check_records(worker.durable)
+    check_one_fate(worker.durable)
+
+
+def test_rewards_of_very_many_components_are_told_without_them() -> None:
+    reward = a_reward(components={f"{number:0128d}": 1.0 for number in range(40_000)})
+    messages = b'["' + b"x" * (MAX_MESSAGES_BYTES - 100) + b'"]'
+    worker = play(entries([one_recipe(), a_step(new_messages=messages), reward, an_end()]), until=START)
+    (announced,) = [e for e in worker.durable if isinstance(e, Trajectory)]
+    assert [(r.value, r.components) for r in announced.rewards] == [(1.0, {})]
+    check_records(worker.durable)
 
 
 def test_many_facts_on_one_open_group_do_not_pile_up_times() -> None:
