@@ -76,6 +76,12 @@ class Sessions:
     def start(self) -> None:
         """Tail the index in the background."""
         self._tailer = asyncio.create_task(self._tail(), name="trajectory-index")
+        self._tailer.add_done_callback(self._ended)
+
+    def _ended(self, tailer: asyncio.Task[None]) -> None:
+        if not tailer.cancelled():
+            self._unread = "the gateway failed at reading the trajectory index: its log says why. Start it again"
+            log.error("the trajectory index is not followed any more", exc_info=tailer.exception())
 
     async def stop(self) -> None:
         if self._tailer is not None:
