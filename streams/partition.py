@@ -42,6 +42,13 @@ MAX_PENDING_BYTES = 128 * 2**20
 """About so much of samples and conversations may wait."""
 MAX_INVALID_RUN = 100
 """So many undecodable records in a row stop the worker: the topic is not what it should be."""
+_GAUGES = (
+    metrics.STREAMS_OPEN_GROUPS,
+    metrics.STREAMS_POSITION,
+    metrics.STREAMS_COMMITTED,
+    metrics.STREAMS_LAG,
+    metrics.STREAMS_SPILLED_STEPS,
+)
 _LEDGER_SLACK_MS = 60_000
 _LEDGER_RECORDS = 50_000
 """So many outcomes are read back in any case: about those of CLOSED_KEPT groups."""
@@ -320,6 +327,8 @@ class PartitionWorker:
         self._stopped = True
         self._room.set()  # who waits for it would wait for ever
         self._budget.close()
+        for gauge in _GAUGES:
+            gauge.remove(self.partition)  # its next owner says what is true from now on
         if self._producer is not None:
             await bus.stop_producer(self._producer)
             self._producer = None
