@@ -76,6 +76,14 @@ GATEWAY_TABLE_DROPPED = Counter(
 STREAMS_FACTS = Counter("claw_streams_facts_total", "Facts taken in, by type.", ["type"])
 STREAMS_OUTCOMES = Counter("claw_streams_outcomes_total", "Fates of trajectories, groups and late facts.", ["outcome"])
 STREAMS_DROPPED = Counter("claw_streams_dropped_total", "Records not taken in, by reason.", ["reason"])
+STREAMS_DUPLICATES = Counter("claw_streams_duplicates_total", "Facts of an id that the log has before them.")
+STREAMS_CONFLICTS = Counter(
+    "claw_streams_conflicts_total",
+    "Steps of an id that the group has already, with another response or in another trajectory: the first counts.",
+)
+STREAMS_REUSED_PROMPTS = Counter(
+    "claw_streams_reused_prompts_total", "Groups of a prompt that had one before: each round had better have its own."
+)
 STREAMS_OPEN_GROUPS = Gauge("claw_streams_open_groups", "Groups still open.", ["partition"])
 STREAMS_POSITION = Gauge("claw_streams_position", "Next input offset.", ["partition"])
 STREAMS_COMMITTED = Gauge("claw_streams_committed", "Committed input offset.", ["partition"])

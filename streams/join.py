@@ -100,6 +100,12 @@ class TrajectoryState:
         return self.started - self.steps.keys()
 
 
+def differs(step: Step, trajectory: TrajectoryState | None) -> bool:
+    """Whether the trajectory's step of this id has another response, or it has none."""
+    known = None if trajectory is None else trajectory.steps.get(step.step_id)
+    return known is None or known.response_ids != step.response_ids
+
+
 def add_reward(rewards: dict[RewardKey, Reward], fact: Reward) -> None:
     """The highest revision of a source wins; of equal revisions the smallest fact id, whatever the order of arrival."""
     key = (fact.step_id, fact.source)

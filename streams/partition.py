@@ -87,6 +87,8 @@ class PartitionWorker:
         self._room.set()
         self._anchor = (0.0, 0.0)
         self._invalid_run = 0
+        self._told = (0, 0, 0)
+        """Duplicates, conflicts and reused prompts that the metrics have."""
         self._idle = asyncio.Event()
         self._idle.set()
         self._traces = None
@@ -238,8 +240,13 @@ class PartitionWorker:
         return [*outputs, dead]
 
     def tidy(self) -> None:
-        """Forget on disk what closed."""
+        """Forget on disk what closed, and tell what was counted."""
         metrics.STREAMS_SPILLED_STEPS.labels(self.partition).set(self._budget.tidy(self.state))
+        state, (duplicates, conflicts, reused) = self.state, self._told
+        metrics.STREAMS_DUPLICATES.inc(state.duplicates - duplicates)
+        metrics.STREAMS_CONFLICTS.inc(state.conflicts - conflicts)
+        metrics.STREAMS_REUSED_PROMPTS.inc(state.reused_prompts - reused)
+        self._told = state.duplicates, state.conflicts, state.reused_prompts
 
     def tick(self) -> None:
         """Stream time passes by the monotonic clock while no records come; only once the log's end was reached."""

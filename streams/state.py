@@ -33,7 +33,7 @@ from claw_r1.ids import derived_id, event_key, group_id
 from claw_r1.recipes import GroupRule
 from claw_r1.topics import OUTCOMES, RECIPES, TRAJECTORIES, batch_topic
 from streams.ended import ended_trajectory
-from streams.join import TrajectoryState, add_reward
+from streams.join import TrajectoryState, add_reward, differs
 from streams.ledger import Closed, Ledger
 from streams.ledger import Key as Key
 from streams.readiness import ORPHAN_WAIT, GroupState, judge, settles_at
@@ -86,6 +86,7 @@ class PartitionState:
     """Groups do not close, whatever was decided of them: for a fold of a group up to where it did."""
     duplicates: int = 0
     conflicts: int = 0
+    """Steps of an id that was there before with another response, or of another trajectory: the first counts."""
     reused_prompts: int = 0
     _due: list[tuple[float, int, Key]] = field(default_factory=list)
     """When to look at which group again; stale entries are skipped."""
@@ -231,6 +232,7 @@ class PartitionState:
             group = self._open(key, 1 if closed is None else closed.round + 1, offset)
         if fact.fact_id in group.seen:
             self.duplicates += 1
+            self.conflicts += isinstance(fact, Step) and differs(fact, group.trajectories.get(fact.trajectory_uid))
             return []
         group.seen.add(fact.fact_id)
         group.last_at = self.now

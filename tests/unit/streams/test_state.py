@@ -516,3 +516,12 @@ def test_a_step_id_with_another_payload_is_counted() -> None:
     other = Step.model_validate(step.model_dump() | {"fact_id": "f2"})
     worker = play(entries([one_recipe(), step, other]))
     assert worker.state.conflicts == 1
+
+
+def test_a_step_of_a_known_id_that_says_the_same_is_a_copy_and_another_is_a_conflict() -> None:
+    step = a_step(step_id="s")
+    others = [a_step(step_id="s", response=(7, 8)), a_step(step_id="s", trajectory_uid="another")]
+    worker = play(entries([one_recipe(), step, step]), until=START)
+    assert (worker.state.duplicates, worker.state.conflicts) == (1, 0)
+    worker = play(entries([one_recipe(), step, *others]), until=START)
+    assert (worker.state.duplicates, worker.state.conflicts) == (2, 2)
