@@ -12,6 +12,19 @@ from prometheus_client import Counter, Histogram
 Gauge = partial(prometheus_client.Gauge, multiprocess_mode="livesum")
 Highest = partial(prometheus_client.Gauge, multiprocess_mode="livemax")
 
+MAX_REASONS = 64
+"""Reasons of plug-ins that a process's metrics tell apart; any further one is `other`, and the log says which."""
+_reasons: set[str] = set()
+
+
+def bounded(reason: str) -> str:
+    """A label for a reason that a plug-in made up: it may hold the name of a task, and then there is no end to them."""
+    if reason not in _reasons and len(_reasons) >= MAX_REASONS:
+        return "other"
+    _reasons.add(reason)
+    return reason
+
+
 _FAST = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 # gateway

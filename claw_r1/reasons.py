@@ -239,6 +239,7 @@ MISSING: Final = {
     "media": "the step holds pictures or sound, which token ids alone do not say",
     "none_given": "the function gave no reward",
     "not_finite": "a number is infinite or none",
+    "other": "in metrics: a function's own reason beyond the 64 that they tell apart; the log says which",
     "steps_not_stored": "the pool did not have the trajectory's steps within CLAW_WORKERS_STEPS_TIMEOUT",
     "too_large": "the fact does not fit into one record",
     "unencodable": "a value has no form in a record",
