@@ -1,10 +1,14 @@
 """What works beside the calls does not end unseen: the gateway says that it is not ready, and its log why."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from claw_r1.blobs import open_blobs
+from gateway.calls.chains import ChainMemory
+from gateway.calls.steps import MAX_WARNINGS, Steps
 from gateway.durable.recorder import Recorder
 from gateway.rollouts.admission import Groups
 from gateway.rollouts.gate import Gate
@@ -72,3 +76,17 @@ def test_demand_that_is_not_followed_any_more_is_told(
 
     asyncio.run(play())
     assert "nobody thought of this" in caplog.text
+
+
+def test_each_run_is_warned_of_what_keeps_its_steps_from_training_however_many_runs_there_were(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = Recorder(NOWHERE, 1.0)
+    sessions = Sessions(NOWHERE, "run", 10, 1.0)
+    steps = Steps(recorder, sessions, ChainMemory(10, 1000), open_blobs(str(tmp_path)))
+    runs = [f"run-{number}" for number in range(MAX_WARNINGS + 10)]
+    for run in runs:
+        for _ in range(2):
+            steps._say(run, "a step cannot be trained", "no_log_probs", "")
+    assert [vars(record)["run_id"] for record in caplog.records] == runs
+    assert len(steps._warned) <= MAX_WARNINGS
