@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from claw_r1.curation import is_usable
 from claw_r1.events import (
     Annotation,
     EffectiveReward,
@@ -184,8 +185,8 @@ def total(values: Iterable[float]) -> float:
 
 
 def is_number(value: float | None) -> bool:
-    """Whether a reward can be used: given and finite."""
-    return value is not None and math.isfinite(value)
+    """Whether a reward can be used: given, finite, and of a size that trainers compute with."""
+    return value is not None and is_usable(value)
 
 
 def order_steps(steps: Iterable[Step]) -> list[Step]:
