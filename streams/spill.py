@@ -31,6 +31,8 @@ LIGHT: Final = (
     "parent_step_id",
 )
 """What of a spilled step stays in memory."""
+_LIGHT: Final = set(LIGHT)
+"""One for all: nobody changes it."""
 STEP_BYTES: Final = 7_000
 """About what a step and its announcement take in memory besides the step's arrays and texts."""
 MAP_BYTES: Final = 2**40
@@ -49,7 +51,8 @@ class SpilledStep(Step):
 
     def __getattr__(self, name: str) -> Any:
         if name in Step.model_fields:
-            return getattr(self.__dict__["_spill"].read(self.__dict__["_place"], self.step_id), name)
+            spill, place = self.__dict__["_place"]
+            return getattr(spill.read(place, self.step_id), name)
         raise AttributeError(name)
 
 
@@ -89,18 +92,27 @@ class Spill:
                 place = self._next.to_bytes(8, "big")
                 transaction.put(place, encode_body(step))
                 freed += size_of(step)
-                trajectory.steps[step_id] = self._spilled(step, place)
+                shared = {
+                    "run_id": group.run_id,
+                    "prompt_uid": group.prompt_uid,
+                    "trajectory_uid": trajectory.trajectory_uid,
+                    "step_id": step_id,
+                }
+                trajectory.steps[step_id] = self._spilled(step, place, shared)
                 places.append(place)
                 self._next += 1
                 self.steps += 1
         return freed
 
-    def _spilled(self, step: Step, place: bytes) -> SpilledStep:
+    def _spilled(self, step: Step, place: bytes, shared: dict[str, Any]) -> SpilledStep:
+        """`shared` is what is in memory anyway: each step came with texts of its own that say the same."""
         light = SpilledStep.__new__(SpilledStep)
         fields: dict[str, Any] = {name: getattr(step, name) for name in LIGHT}
+        fields.update(shared)
+        fields["_place"] = (self, place)
         for name, value in (
-            ("__dict__", fields | {"_spill": self, "_place": place}),
-            ("__pydantic_fields_set__", set(LIGHT)),
+            ("__dict__", fields),
+            ("__pydantic_fields_set__", _LIGHT),
             ("__pydantic_extra__", None),
             ("__pydantic_private__", None),
         ):
