@@ -15,6 +15,8 @@ MAX_MESSAGES_BYTES = 4 * 1024 * 1024
 
 MAX_COMPONENTS_BYTES = 2**20
 """Rewards with more components than that take are told without them; the pool has these too."""
+MAX_REWARDS = 4_096
+"""Of more sources no reward is told."""
 
 
 def ended_trajectory(group: GroupState, t: TrajectoryState, partition: int, pos: int, now: float) -> Trajectory:
@@ -41,8 +43,10 @@ def ended_trajectory(group: GroupState, t: TrajectoryState, partition: int, pos:
 
 
 def _told(rewards: tuple[EffectiveReward, ...]) -> tuple[EffectiveReward, ...]:
-    """The rewards, without their components where these are too large."""
+    """The rewards, without their components where these are too large, and none where there are too many."""
     size = sum(16 + 4 * len(name) for reward in rewards for name in reward.components)
+    if len(rewards) > MAX_REWARDS:
+        return ()
     if size <= MAX_COMPONENTS_BYTES:
         return rewards
     return tuple(reward.model_copy(update={"components": {}}) for reward in rewards)

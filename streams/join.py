@@ -95,6 +95,10 @@ class TrajectoryState:
             merged.update(self.opens[fact_id].metadata)
         return merged
 
+    def sources(self, of_group: Mapping[RewardKey, Reward]) -> set[str]:
+        """Names of those who rewarded it, a step of it, or its group."""
+        return {source for rewards in (self.rewards, of_group) for _, source in rewards}
+
     @property
     def missing_steps(self) -> set[str]:
         """Steps that were started and have not arrived."""

@@ -468,6 +468,17 @@ def test_a_group_whose_marker_no_record_holds_is_discarded() -> None:
     check_one_fate(worker.durable)
 
 
+def test_rewards_of_very_many_sources_keep_their_trajectory_out_and_nobody_else() -> None:
+    rewards = [a_reward(source=f"{number:0128d}", trajectory_uid=T0) for number in range(40_000)]
+    metadata = {"reason": "x" * 2**19}
+    facts = [*a_trajectory(T0)[:-1], an_open(trajectory_uid=T0, metadata=metadata), *rewards, an_end(trajectory_uid=T0)]
+    worker = play(entries([one_recipe(min_size=1), *facts, *a_trajectory(T1)]), until=START)
+    fates = {o.trajectory_uid: (o.outcome, o.reason) for o in worker.durable if isinstance(o, Outcome)}
+    assert (fates[T0], fates[T1]) == (("discarded", "too_large"), ("emitted", "complete"))
+    assert [e.rewards == () for e in worker.durable if isinstance(e, Trajectory)] == [True, False]
+    check_records(worker.durable)
+
+
 def test_rewards_of_very_many_components_are_told_without_them() -> None:
     reward = a_reward(components={f"{number:0128d}": 1.0 for number in range(40_000)})
     messages = b'["' + b"x" * (MAX_MESSAGES_BYTES - 100) + b'"]'
