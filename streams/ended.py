@@ -13,6 +13,8 @@ from streams.readiness import GroupState
 MAX_MESSAGES_BYTES = 4 * 1024 * 1024
 """A longer conversation is left out of the Trajectory, which must fit into one record; the pool has it."""
 
+_UNREADABLE = (InvalidRecord, ValueError, RecursionError)
+"""msgspec's errors, and Python's of text that is not Unicode, are ValueErrors."""
 MAX_COMPONENTS_BYTES = 2**20
 """Rewards with more components than that take are told without them; the pool has these too."""
 MAX_REWARDS = 4_096
@@ -67,7 +69,10 @@ def _last_messages(t: TrajectoryState, ordered: Sequence[Step]) -> bytes | None:
             messages = restore_messages(step, messages)
             if step.reply:
                 messages.append(msgspec.json.decode(step.reply))
-        except (InvalidRecord, msgspec.DecodeError):
+        except _UNREADABLE:
             return None
-    body = msgspec.json.encode(messages) if messages else None
+    try:
+        body = msgspec.json.encode(messages) if messages else None
+    except _UNREADABLE:
+        return None
     return body if body is None or len(body) <= MAX_MESSAGES_BYTES else None

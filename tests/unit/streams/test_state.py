@@ -404,12 +404,28 @@ def test_an_ended_trajectory_is_announced_once_with_its_conversation() -> None:
     assert (announced.task_id, announced.status) == ("task", "completed")
 
 
-@pytest.mark.parametrize("messages", [b"{}", b"7", b"[", b'["' + b"x" * MAX_MESSAGES_BYTES + b'"]'])
+NESTED = b"[" * 5000 + b"]" * 5000
+"""More than a parser goes down."""
+LATIN = b'[{"role":"user","content":"caf\xe9"}]'
+"""As an agent sent it that does not write UTF-8: its engine refuses it, and the step is recorded."""
+
+
+@pytest.mark.parametrize(
+    "messages", [b"{}", b"7", b"[", b'["' + b"x" * MAX_MESSAGES_BYTES + b'"]', LATIN, b"[%b]" % NESTED]
+)
 def test_a_conversation_that_cannot_be_read_or_sent_stays_out(messages: bytes) -> None:
     worker = play(entries([one_recipe(), a_step(new_messages=messages), an_end()]), until=START)
     (announced,) = [e for e in worker.durable if isinstance(e, Trajectory)]
     assert announced.messages is None
     assert announced.complete
+
+
+@pytest.mark.parametrize("reply", [b"{", LATIN[1:-1], NESTED])
+def test_a_reply_that_cannot_be_read_stays_out_too(reply: bytes) -> None:
+    worker = play(entries([one_recipe(size=1), a_step(reply=reply), a_reward(), an_end()]))
+    (announced,) = [e for e in worker.durable if isinstance(e, Trajectory)]
+    assert announced.messages is None
+    assert len([e for e in worker.durable if isinstance(e, GroupReady)]) == 1, "its tokens are whole"
 
 
 def test_an_incomplete_trajectory_is_announced_after_its_grace() -> None:
