@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaProducer
 
 from claw_r1 import bus
 from claw_r1.codec import Record, encode
-from claw_r1.errors import ClawError
+from claw_r1.errors import RetryableError
 from claw_r1.events import GroupReady
 from streams.state import Output
 
@@ -57,7 +57,7 @@ def cut(sendings: Iterable[Sending], *, most: int | None = None) -> Iterator[lis
 async def write(producer: AIOKafkaProducer, records: Sequence[Sending], *, timeout: float) -> None:
     """One transaction: all of them, or, if this raises, none once the producer's id is taken over. `timeout` in seconds.
 
-    Raises KafkaError, or ClawError where it was not done in time.
+    Raises KafkaError, or RetryableError where it was not done in time.
     """
     topics = {topic for topic, _, _ in records}
     try:
@@ -77,4 +77,4 @@ async def write(producer: AIOKafkaProducer, records: Sequence[Sending], *, timeo
                 f"the broker has no topic {min(missing)}, or no leader for it: `claw topics apply` creates those of the list, "
                 "and `claw recipes apply` its recipe's"
             )
-        raise ClawError(f"decisions were not written within {timeout:g} s: {why}") from error
+        raise RetryableError(f"decisions were not written within {timeout:g} s: {why}") from error

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from claw_r1.codec import Record
-from claw_r1.errors import ClawError
+from claw_r1.errors import RetryableError
 from streams.outbox import Sending, write
 
 
@@ -28,5 +28,5 @@ class Silent:
 def test_a_transaction_that_is_not_done_in_time_says_why(there: tuple[str, ...], why: str) -> None:
     records = [Sending(topic, None, Record(None, b"", [])) for topic in ("a", "b")]
     producer: Any = Silent(*there)
-    with pytest.raises(ClawError, match=why):
+    with pytest.raises(RetryableError, match=why):
         asyncio.run(write(producer, records, timeout=0.01))
