@@ -131,7 +131,7 @@ def decode_body(model: type[E], value: bytes | mmap | None) -> E:
         raise InvalidRecord("undecodable", f"a {model.TYPE} without a body")
     try:
         made: E = model.__pydantic_validator__.validate_python(_decode(value), context=FROM_LOG)
-    except (msgspec.MsgspecError, ValidationError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRecord("undecodable", f"a {model.TYPE} that does not decode: {error}") from error
     return made
 
@@ -213,7 +213,8 @@ def restore_prompt(step: Step, parent_context: Packed | None) -> Packed:
 def restore_messages(step: Step, parent_messages: list[object] | None) -> list[object]:
     """A step's full request messages from its parent's messages + reply.
 
-    Raises InvalidRecord("no_parent"), or msgspec.DecodeError if they are no JSON array.
+    Raises InvalidRecord("no_parent"); ValueError or RecursionError if they are no JSON array, or nested too deeply: an agent's
+    words are recorded as they came, also where no engine could read them.
     """
     new: list[object] = msgspec.json.decode(step.new_messages, type=list) if step.new_messages else []
     if step.messages_kept == 0:

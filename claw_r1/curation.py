@@ -42,6 +42,13 @@ WORDED: Final = ("relabel", "tag", "note")
 """Actions whose value is a text."""
 NUMBERED: Final = ("override_reward", "quality")
 """Actions whose value is meant to be a number."""
+MAX_NUMBER: Final = 1e38
+"""Largest reward, or quality, by its absolute value: differences of two must fit into a trainer's 32 bits, squares into 64."""
+
+
+def is_usable(value: float) -> bool:
+    """Whether a trainer can compute with it: neither infinite, nor NaN, nor beyond MAX_NUMBER."""
+    return abs(value) <= MAX_NUMBER
 
 
 def why_unfit(action: str, value: str | float | None) -> str | None:
@@ -51,8 +58,8 @@ def why_unfit(action: str, value: str | float | None) -> str | None:
     if action == "quality" and value is None:
         return "quality needs a number"
     if action in NUMBERED and value is not None:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return None if is_number else f"{value!r} is not a number"
+        is_number = not isinstance(value, bool) and _is_number(value)
+        return None if is_number else f"{value!r} is not a number of at most {MAX_NUMBER:g}"
     return None if value is None else f"{action} takes no value"
 
 
@@ -135,4 +142,4 @@ def _is_text(value: str | float | None) -> bool:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and is_usable(value)

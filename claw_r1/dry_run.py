@@ -218,7 +218,7 @@ WITH
             SELECT prompt_uid, trajectory_uid, source, argMax((value, self_reported), level) AS finest
             FROM levels GROUP BY prompt_uid, trajectory_uid, source
         )
-        WHERE ifNull(isFinite(finest.1), 0)
+        WHERE ifNull(abs(finest.1) <= 1e38, 0)
         GROUP BY prompt_uid, trajectory_uid
     ),
     undone AS (
@@ -242,10 +242,11 @@ WITH
     curated AS (
         SELECT prompt_uid, trajectory_uid,
             argMaxIf(action, said_at, step_id IS NULL AND action IN ('veto', 'keep')) AS verdict,
-            argMaxIf(number, said_at, step_id IS NULL AND action = 'quality' AND isFinite(number)) AS quality,
-            countIf(step_id IS NULL AND action = 'override_reward' AND (value IS NULL OR isFinite(number))) AS overridden,
+            argMaxIf(number, said_at, step_id IS NULL AND action = 'quality' AND abs(number) <= 1e38) AS quality,
+            countIf(step_id IS NULL AND action = 'override_reward' AND (value IS NULL OR abs(number) <= 1e38)) AS overridden,
             argMaxIf(
-                tuple(number), said_at, step_id IS NULL AND action = 'override_reward' AND (value IS NULL OR isFinite(number))
+                tuple(number), said_at,
+                step_id IS NULL AND action = 'override_reward' AND (value IS NULL OR abs(number) <= 1e38)
             ).1 AS override,
             groupUniqArrayIf(assumeNotNull(value), action = 'tag' AND ifNull(value, '') != '') AS tags
         FROM in_force GROUP BY prompt_uid, trajectory_uid
@@ -279,7 +280,7 @@ WITH
                 NOT hasAll(mapKeys(rewards), {required}) OR (empty(mapKeys(rewards)) AND NOT {zero})
             ) AS is_missing,
             multiIf(is_overridden, override, is_missing AND NOT {zero}, NULL, toNullable(weighted)) AS said,
-            if(isFinite(said), said, NULL) AS reward,
+            if(abs(said) <= 1e38, said, NULL) AS reward,
             if(has_versions, toFloat64(oldest), NULL) AS policy_version,
             if(has_versions, toFloat64(newest - oldest), NULL) AS policy_lag
         FROM known

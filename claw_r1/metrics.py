@@ -12,6 +12,19 @@ from prometheus_client import Counter, Histogram
 Gauge = partial(prometheus_client.Gauge, multiprocess_mode="livesum")
 Highest = partial(prometheus_client.Gauge, multiprocess_mode="livemax")
 
+MAX_REASONS = 64
+"""Reasons of plug-ins that a process's metrics tell apart; any further one is `other`, and the log says which."""
+_reasons: set[str] = set()
+
+
+def bounded(reason: str) -> str:
+    """A label for a reason that a plug-in made up: it may hold the name of a task, and then there is no end to them."""
+    if reason not in _reasons and len(_reasons) >= MAX_REASONS:
+        return "other"
+    _reasons.add(reason)
+    return reason
+
+
 _FAST = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 # gateway
@@ -76,6 +89,14 @@ GATEWAY_TABLE_DROPPED = Counter(
 STREAMS_FACTS = Counter("claw_streams_facts_total", "Facts taken in, by type.", ["type"])
 STREAMS_OUTCOMES = Counter("claw_streams_outcomes_total", "Fates of trajectories, groups and late facts.", ["outcome"])
 STREAMS_DROPPED = Counter("claw_streams_dropped_total", "Records not taken in, by reason.", ["reason"])
+STREAMS_DUPLICATES = Counter("claw_streams_duplicates_total", "Facts of an id that the log has before them.")
+STREAMS_CONFLICTS = Counter(
+    "claw_streams_conflicts_total",
+    "Steps of an id that the group has already, with another response or in another trajectory: the first counts.",
+)
+STREAMS_REUSED_PROMPTS = Counter(
+    "claw_streams_reused_prompts_total", "Groups of a prompt that had one before: each round had better have its own."
+)
 STREAMS_OPEN_GROUPS = Gauge("claw_streams_open_groups", "Groups still open.", ["partition"])
 STREAMS_POSITION = Gauge("claw_streams_position", "Next input offset.", ["partition"])
 STREAMS_COMMITTED = Gauge("claw_streams_committed", "Committed input offset.", ["partition"])

@@ -1,6 +1,6 @@
 """Where trajectories belong, held in bounded memory.
 
-Invariants: no clock and no broker here; what was used longest ago is forgotten first, and that is counted.
+Invariants: no clock and no broker here; what is over is forgotten first, then what was used longest ago, and that is counted.
 """
 
 from collections import OrderedDict
@@ -32,25 +32,39 @@ class Session:
 
 
 class Places:
-    """Trajectory → session, bounded: what was used longest ago is forgotten."""
+    """Trajectory → session, bounded."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._known: OrderedDict[str, Session] = OrderedDict()
+        self._over: OrderedDict[str, Session] = OrderedDict()
+        """Ended; late calls still belong where they belonged."""
         self.evicted = 0
+        """Places of trajectories that had not ended."""
 
     def get(self, trajectory_uid: str) -> Session | None:
         session = self._known.get(trajectory_uid)
-        if session is not None:
-            self._known.move_to_end(trajectory_uid)
+        if session is None:
+            return self._over.get(trajectory_uid)
+        self._known.move_to_end(trajectory_uid)
         return session
 
     def pop(self, trajectory_uid: str) -> Session | None:
-        return self._known.pop(trajectory_uid, None)
+        return self._known.pop(trajectory_uid, None) or self._over.pop(trajectory_uid, None)
+
+    def end(self, trajectory_uid: str) -> None:
+        """The trajectory is over."""
+        session = self._known.pop(trajectory_uid, None)
+        if session is not None:
+            self._over[trajectory_uid] = session
 
     def put(self, session: Session) -> None:
+        self._over.pop(session.trajectory_uid, None)
         self._known[session.trajectory_uid] = session
         self._known.move_to_end(session.trajectory_uid)
-        while len(self._known) > self._limit:
-            self._known.popitem(last=False)
-            self.evicted += 1
+        while len(self._known) + len(self._over) > self._limit:
+            if self._over:
+                self._over.popitem(last=False)
+            else:
+                self._known.popitem(last=False)
+                self.evicted += 1

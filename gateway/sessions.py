@@ -6,7 +6,8 @@ Invariants:
   made only by a process that has read the index once: a registration at another replica moments before is not seen. So it is
   not written to the index, and the first question after the broker is back asks the index;
 - the index is written before a trajectory's first step and tombstoned after its end;
-- memory is bounded; a forgotten trajectory counts as unknown again, and forgetting is counted.
+- memory is bounded; a forgotten trajectory counts as unknown again, and forgetting is counted; those that are over are
+  forgotten first.
 """
 
 import asyncio
@@ -76,6 +77,12 @@ class Sessions:
     def start(self) -> None:
         """Tail the index in the background."""
         self._tailer = asyncio.create_task(self._tail(), name="trajectory-index")
+        self._tailer.add_done_callback(self._ended)
+
+    def _ended(self, tailer: asyncio.Task[None]) -> None:
+        if not tailer.cancelled():
+            self._unread = "the gateway failed at reading the trajectory index: its log says why. Start it again"
+            log.error("the trajectory index is not followed any more", exc_info=tailer.exception())
 
     async def stop(self) -> None:
         if self._tailer is not None:
@@ -211,7 +218,8 @@ class Sessions:
 
     def _take(self, record: ConsumerRecord) -> None:
         if record.value is None:
-            return  # over; late calls still belong where they belonged
+            self._places.end((record.key or b"").decode(errors="replace"))
+            return
         try:
             index = decode_body(TrajectoryIndex, record.value)
         except InvalidRecord as error:

@@ -107,6 +107,8 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         self._joined = set(assigned)
 
     def _forget(self) -> None:
+        for tp in self._partitions:
+            metrics.SINKS_LAG.remove(tp.topic, str(tp.partition))  # its next owner says what is true from now on
         self._partitions = {}
         self._overshot.clear()
         self._joined = None

@@ -6,12 +6,19 @@ import msgspec
 
 from claw_r1.codec import restore_messages
 from claw_r1.errors import InvalidRecord
-from claw_r1.events import Step, Trajectory
+from claw_r1.events import EffectiveReward, Step, Trajectory
 from streams.join import TrajectoryState, effective_rewards, order_steps
 from streams.readiness import GroupState
 
 MAX_MESSAGES_BYTES = 4 * 1024 * 1024
 """A longer conversation is left out of the Trajectory, which must fit into one record; the pool has it."""
+
+_UNREADABLE = (InvalidRecord, ValueError, RecursionError)
+"""msgspec's errors, and Python's of text that is not Unicode, are ValueErrors."""
+MAX_COMPONENTS_BYTES = 2**20
+"""Rewards with more components than that take are told without them; the pool has these too."""
+MAX_REWARDS = 4_096
+"""Of more sources no reward is told."""
 
 
 def ended_trajectory(group: GroupState, t: TrajectoryState, partition: int, pos: int, now: float) -> Trajectory:
@@ -28,13 +35,23 @@ def ended_trajectory(group: GroupState, t: TrajectoryState, partition: int, pos:
         status=t.end.status,
         complete=group.merge(t) is not None and not t.missing_steps,
         step_ids=tuple(step.step_id for step in steps),
-        rewards=effective_rewards(t.rewards, group.rewards),
+        rewards=_told(effective_rewards(t.rewards, group.rewards)),
         messages=_last_messages(t, steps),
         metadata=group.metadata_of(t) if group.metadata_fits(t) else {},
         partition=partition,
         pos=pos,
         at=now,
     )
+
+
+def _told(rewards: tuple[EffectiveReward, ...]) -> tuple[EffectiveReward, ...]:
+    """The rewards, without their components where these are too large, and none where there are too many."""
+    size = sum(16 + 4 * len(name) for reward in rewards for name in reward.components)
+    if len(rewards) > MAX_REWARDS:
+        return ()
+    if size <= MAX_COMPONENTS_BYTES:
+        return rewards
+    return tuple(reward.model_copy(update={"components": {}}) for reward in rewards)
 
 
 def _last_messages(t: TrajectoryState, ordered: Sequence[Step]) -> bytes | None:
@@ -52,7 +69,10 @@ def _last_messages(t: TrajectoryState, ordered: Sequence[Step]) -> bytes | None:
             messages = restore_messages(step, messages)
             if step.reply:
                 messages.append(msgspec.json.decode(step.reply))
-        except (InvalidRecord, msgspec.DecodeError):
+        except _UNREADABLE:
             return None
-    body = msgspec.json.encode(messages) if messages else None
+    try:
+        body = msgspec.json.encode(messages) if messages else None
+    except _UNREADABLE:
+        return None
     return body if body is None or len(body) <= MAX_MESSAGES_BYTES else None

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from claw_r1.curation import is_usable
 from claw_r1.events import (
     Annotation,
     EffectiveReward,
@@ -94,10 +95,20 @@ class TrajectoryState:
             merged.update(self.opens[fact_id].metadata)
         return merged
 
+    def sources(self, of_group: Mapping[RewardKey, Reward]) -> set[str]:
+        """Names of those who rewarded it, a step of it, or its group."""
+        return {source for rewards in (self.rewards, of_group) for _, source in rewards}
+
     @property
     def missing_steps(self) -> set[str]:
         """Steps that were started and have not arrived."""
         return self.started - self.steps.keys()
+
+
+def differs(step: Step, trajectory: TrajectoryState | None) -> bool:
+    """Whether the trajectory's step of this id has another response, or it has none."""
+    known = None if trajectory is None else trajectory.steps.get(step.step_id)
+    return known is None or known.response_ids != step.response_ids
 
 
 def add_reward(rewards: dict[RewardKey, Reward], fact: Reward) -> None:
@@ -178,8 +189,8 @@ def total(values: Iterable[float]) -> float:
 
 
 def is_number(value: float | None) -> bool:
-    """Whether a reward can be used: given and finite."""
-    return value is not None and math.isfinite(value)
+    """Whether a reward can be used: given, finite, and of a size that trainers compute with."""
+    return value is not None and is_usable(value)
 
 
 def order_steps(steps: Iterable[Step]) -> list[Step]:

@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaProducer
 
 from claw_r1 import bus
 from claw_r1.codec import Record, encode
+from claw_r1.errors import RetryableError
 from claw_r1.events import GroupReady
 from streams.state import Output
 
@@ -54,13 +55,26 @@ def cut(sendings: Iterable[Sending], *, most: int | None = None) -> Iterator[lis
 
 
 async def write(producer: AIOKafkaProducer, records: Sequence[Sending], *, timeout: float) -> None:
-    """One transaction: all of them, or, if this raises, none once the producer's id is taken over. `timeout` in seconds."""
-    async with asyncio.timeout(timeout):
-        await bus.track_topics(producer, *{topic for topic, _, _ in records})
-        await producer.begin_transaction()
-        futures = [
-            await producer.send(topic, record.value, key=record.key, headers=record.headers, partition=partition)
-            for topic, partition, record in records
-        ]
-        await asyncio.gather(*futures)
-        await producer.commit_transaction()
+    """One transaction: all of them, or, if this raises, none once the producer's id is taken over. `timeout` in seconds.
+
+    Raises KafkaError, or RetryableError where it was not done in time.
+    """
+    topics = {topic for topic, _, _ in records}
+    try:
+        async with asyncio.timeout(timeout):
+            await bus.track_topics(producer, *topics)
+            await producer.begin_transaction()
+            futures = [
+                await producer.send(topic, record.value, key=record.key, headers=record.headers, partition=partition)
+                for topic, partition, record in records
+            ]
+            await asyncio.gather(*futures)
+            await producer.commit_transaction()
+    except TimeoutError as error:
+        why = "the broker is away or slow"
+        if missing := topics - producer.client.cluster.topics():
+            why = (
+                f"the broker has no topic {min(missing)}, or no leader for it: `claw topics apply` creates those of the list, "
+                "and `claw recipes apply` its recipe's"
+            )
+        raise RetryableError(f"decisions were not written within {timeout:g} s: {why}") from error

@@ -43,6 +43,13 @@ MAX_PENDING_BYTES = 128 * 2**20
 """About so much of samples and conversations may wait."""
 MAX_INVALID_RUN = 100
 """So many undecodable records in a row stop the worker: the topic is not what it should be."""
+_GAUGES = (
+    metrics.STREAMS_OPEN_GROUPS,
+    metrics.STREAMS_POSITION,
+    metrics.STREAMS_COMMITTED,
+    metrics.STREAMS_LAG,
+    metrics.STREAMS_SPILLED_STEPS,
+)
 _LEDGER_SLACK_MS = 60_000
 _LEDGER_RECORDS = 50_000
 """So many outcomes are read back in any case: about those of CLOSED_KEPT groups."""
@@ -81,6 +88,8 @@ class PartitionWorker:
         self._room.set()
         self._anchor = (0.0, 0.0)
         self._invalid_run = 0
+        self._told = (0, 0, 0)
+        """Duplicates, conflicts and reused prompts that the metrics have."""
         self._idle = asyncio.Event()
         self._idle.set()
         self._traces = None
@@ -232,8 +241,13 @@ class PartitionWorker:
         return [*outputs, dead]
 
     def tidy(self) -> None:
-        """Forget on disk what closed."""
+        """Forget on disk what closed, and tell what was counted."""
         metrics.STREAMS_SPILLED_STEPS.labels(self.partition).set(self._budget.tidy(self.state))
+        state, (duplicates, conflicts, reused) = self.state, self._told
+        metrics.STREAMS_DUPLICATES.inc(state.duplicates - duplicates)
+        metrics.STREAMS_CONFLICTS.inc(state.conflicts - conflicts)
+        metrics.STREAMS_REUSED_PROMPTS.inc(state.reused_prompts - reused)
+        self._told = state.duplicates, state.conflicts, state.reused_prompts
 
     def tick(self) -> None:
         """Stream time passes by the monotonic clock while no records come; only once the log's end was reached."""
@@ -354,6 +368,8 @@ class PartitionWorker:
         self._stopped = True
         self._room.set()  # who waits for it would wait for ever
         self._budget.close()
+        for gauge in _GAUGES:
+            gauge.remove(self.partition)  # its next owner says what is true from now on
         if self._producer is not None:
             await bus.stop_producer(self._producer)
             self._producer = None

@@ -40,8 +40,7 @@ from streams.rules import group_values, trajectory_values
 from streams.verdicts import ActiveRecipe, Discard, Emit, Hold, Nobody, Standing, Verdict, Wait, Written
 
 MAX_ROW_BYTES = 13 * 2**19
-MAX_METADATA_BYTES = 2**20
-"""Together 7.5 MiB, with what else a sample holds less than a record may be."""
+MAX_METADATA_BYTES = 2**20  # together 7.5 MiB, with what else a sample holds less than a record may be
 MAX_STEP_ROWS_BYTES = 2**25
 """Of a trajectory whose steps are its rows: with their prompts they grow with the square of its turns."""
 ORPHAN_WAIT = 60.0
@@ -68,7 +67,7 @@ class GroupState:
     opens: dict[str, GroupOpen] = field(default_factory=dict)
     cancel: GroupCancel | None = None
     stopped: str | None = None
-    """Why the whole group is discarded at once: a purged run."""
+    """Why the whole group is discarded at once: a purged run, or more trajectories than a group may have."""
     spoiled: str | None = None
     """Why the whole group is discarded once it is decided: a fact that cannot be read."""
     look_at: float | None = None
@@ -123,8 +122,9 @@ class GroupState:
         return merged | trajectory.metadata
 
     def metadata_fits(self, trajectory: TrajectoryState) -> bool:
-        """Whether the metadata is small enough to travel with every sample."""
-        return len(msgspec.msgpack.encode(self.metadata_of(trajectory))) <= MAX_METADATA_BYTES
+        """Whether the metadata, with names of reward sources and tags, is small enough to travel with every sample."""
+        said = (trajectory.sources(self.rewards), self.curation(trajectory.trajectory_uid).tags)
+        return len(msgspec.msgpack.encode((self.metadata_of(trajectory), *said))) <= MAX_METADATA_BYTES
 
     def standing(self, recipe: str) -> Standing:
         return self.standings.setdefault(recipe, Standing())

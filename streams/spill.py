@@ -1,7 +1,8 @@
 """Steps of open groups that would take more memory than allowed lie on a local disk, and are read when their group is decided.
 
 A cache and no more: it is emptied at every start and never synced. If it is deleted under a worker, the worker ends at the
-first step that it misses, and its replay brings everything back.
+first step that it misses, and its replay brings everything back. What lies there has numbers for names: a step's id is its
+sender's, and another group may have a step of the same one.
 """
 
 import shutil
@@ -30,6 +31,8 @@ LIGHT: Final = (
     "parent_step_id",
 )
 """What of a spilled step stays in memory."""
+_LIGHT: Final = set(LIGHT)
+"""One for all: nobody changes it."""
 STEP_BYTES: Final = 7_000
 """About what a step and its announcement take in memory besides the step's arrays and texts."""
 MAP_BYTES: Final = 2**40
@@ -48,7 +51,8 @@ class SpilledStep(Step):
 
     def __getattr__(self, name: str) -> Any:
         if name in Step.model_fields:
-            return getattr(self.__dict__["_spill"].read(self), name)
+            spill, place = self.__dict__["_place"]
+            return getattr(spill.read(place, self.step_id), name)
         raise AttributeError(name)
 
 
@@ -63,6 +67,7 @@ class Spill:
         self._env = lmdb.open(str(folder), map_size=MAP_BYTES, sync=False, metasync=False, lock=False, max_readers=1)
         self._read: OrderedDict[bytes, Step] = OrderedDict()
         self._groups: dict[Key, tuple[GroupState, list[bytes]]] = {}
+        self._next = 0
         self.steps = 0
         """How many lie here."""
 
@@ -79,41 +84,50 @@ class Spill:
     def _put_one(self, group: GroupState, transaction: Any) -> int:
         freed = _merged_bytes(group)
         group.merged.clear()
-        _, names = self._groups.setdefault((group.run_id, group.prompt_uid), (group, []))
+        _, places = self._groups.setdefault((group.run_id, group.prompt_uid), (group, []))
         for trajectory in group.trajectories.values():
             for step_id, step in trajectory.steps.items():
                 if isinstance(step, SpilledStep):
                     continue
-                name = step.fact_id.encode()
-                transaction.put(name, encode_body(step))
+                place = self._next.to_bytes(8, "big")
+                transaction.put(place, encode_body(step))
                 freed += size_of(step)
-                trajectory.steps[step_id] = self._spilled(step)
-                names.append(name)
+                shared = {
+                    "run_id": group.run_id,
+                    "prompt_uid": group.prompt_uid,
+                    "trajectory_uid": trajectory.trajectory_uid,
+                    "step_id": step_id,
+                }
+                trajectory.steps[step_id] = self._spilled(step, place, shared)
+                places.append(place)
+                self._next += 1
                 self.steps += 1
         return freed
 
-    def _spilled(self, step: Step) -> SpilledStep:
+    def _spilled(self, step: Step, place: bytes, shared: dict[str, Any]) -> SpilledStep:
+        """`shared` is what is in memory anyway: each step came with texts of its own that say the same."""
         light = SpilledStep.__new__(SpilledStep)
         fields: dict[str, Any] = {name: getattr(step, name) for name in LIGHT}
+        fields.update(shared)
+        fields["_place"] = (self, place)
         for name, value in (
-            ("__dict__", fields | {"_spill": self}),
-            ("__pydantic_fields_set__", set(LIGHT)),
+            ("__dict__", fields),
+            ("__pydantic_fields_set__", _LIGHT),
             ("__pydantic_extra__", None),
             ("__pydantic_private__", None),
         ):
             object.__setattr__(light, name, value)
         return light
 
-    def read(self, light: SpilledStep) -> Step:
-        """Raises SpillLost."""
-        name = light.fact_id.encode()
-        if (known := self._read.get(name)) is not None:
+    def read(self, place: bytes, step_id: str) -> Step:
+        """The step that was put there. Raises SpillLost."""
+        if (known := self._read.get(place)) is not None:
             return known
         with self._env.begin() as transaction:
-            body = transaction.get(name)
+            body = transaction.get(place)
         if body is None:
-            raise SpillLost(f"step {light.step_id} is not in {self._folder} any more: it is read from the log again")
-        step = self._read[name] = decode_body(Step, body)
+            raise SpillLost(f"step {step_id} is not in {self._folder} any more: it is read from the log again")
+        step = self._read[place] = decode_body(Step, body)
         if len(self._read) > READ_KEPT:
             self._read.popitem(last=False)
         return step
@@ -125,10 +139,10 @@ class Spill:
             return
         with self._env.begin(write=True) as transaction:
             for key in gone:
-                _, names = self._groups.pop(key)
-                for name in names:
-                    transaction.delete(name)
-                self.steps -= len(names)
+                _, places = self._groups.pop(key)
+                for place in places:
+                    transaction.delete(place)
+                self.steps -= len(places)
 
     def close(self) -> None:
         """Delete it all."""

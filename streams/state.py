@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from claw_r1.codec import encode_body
 from claw_r1.events import (
     Decision,
     Event,
@@ -18,6 +19,7 @@ from claw_r1.events import (
     GroupCarried,
     GroupFact,
     GroupOpen,
+    GroupReady,
     Outcome,
     RecipeActive,
     RecipeSet,
@@ -32,7 +34,7 @@ from claw_r1.ids import derived_id, event_key, group_id, recipe_key
 from claw_r1.recipes import GroupRule
 from claw_r1.topics import OUTCOMES, RECIPES, TRAJECTORIES, batch_topic
 from streams.ended import ended_trajectory
-from streams.join import TrajectoryState, add_reward
+from streams.join import TrajectoryState, add_reward, differs
 from streams.ledger import Closed, Ledger
 from streams.ledger import Key as Key
 from streams.readiness import ORPHAN_WAIT, GroupState, judge, settles_at
@@ -42,6 +44,12 @@ CLOSED_KEPT = 5_000
 """Closed groups that are remembered for telling late from new; an older group's facts open a round or become late."""
 MAX_SEEN = 20_000
 """Fact ids that a closed round hands on to the prompt's next; with more, a copy of an old fact is reported as late."""
+MAX_EARLIER = 1_000
+"""Trajectories that a prompt's closed rounds hand on to its next; with more, a late step of one of them opens a round."""
+MAX_TRAJECTORIES = 8_192
+"""Of a group, twice as many as a recipe may ask for: what is said of a group must fit into one record."""
+MAX_READY_BYTES = 15 * 2**19
+"""Of a group's marker: with very many samples, or decisions with long texts, it would not fit into a record."""
 _NO_RECIPE = GroupRule()
 OPENERS = (GroupOpen, TrajectoryOpen, StepStarted, Step)
 
@@ -79,6 +87,7 @@ class PartitionState:
     """Groups do not close, whatever was decided of them: for a fold of a group up to where it did."""
     duplicates: int = 0
     conflicts: int = 0
+    """Steps of an id that was there before with another response, or of another trajectory: the first counts."""
     reused_prompts: int = 0
     _due: list[tuple[float, int, Key]] = field(default_factory=list)
     """When to look at which group again; stale entries are skipped."""
@@ -225,6 +234,7 @@ class PartitionState:
             group = self._open(key, 1 if closed is None else closed.round + 1, offset)
         if fact.fact_id in group.seen:
             self.duplicates += 1
+            self.conflicts += isinstance(fact, Step) and differs(fact, group.trajectories.get(fact.trajectory_uid))
             return []
         group.seen.add(fact.fact_id)
         group.last_at = self.now
@@ -235,6 +245,9 @@ class PartitionState:
         before = _naming(group.trajectories.get(uid))
         self._add(group, fact)
         trajectory = group.trajectories[uid]
+        if len(group.trajectories) > MAX_TRAJECTORIES:
+            group.stopped = group.stopped or "too_many_trajectories"
+            return self._judge(group)
         # Who judges the group, or its fate, cannot change with a step of a rollout that goes on.
         return self._judge(group) if trajectory.end is not None or _naming(trajectory) != before else []
 
@@ -421,6 +434,8 @@ class PartitionState:
     def _decide(self, group: GroupState, active: ActiveRecipe, verdict: Emit | Discard) -> list[Output]:
         key = (group.run_id, group.prompt_uid)
         record_key = event_key(*key)
+        if isinstance(verdict, Emit) and len(encode_body(verdict.ready)) > MAX_READY_BYTES:
+            verdict = _too_large(verdict.ready)
         fate = "emitted" if isinstance(verdict, Emit) else "discarded"
         members = verdict.ready.members if isinstance(verdict, Emit) else verdict.members
         reason = verdict.ready.reason if isinstance(verdict, Emit) else verdict.reason
@@ -448,7 +463,9 @@ class PartitionState:
         outputs += self._write_orphans(key, group.round, orphans)
         del self.groups[key]
         before = self.closed.get(key) or Closed(0, 0)
-        trajectories = before.trajectories | group.trajectories.keys()
+        trajectories = set(group.trajectories)
+        if len(before.trajectories) + len(trajectories) <= MAX_EARLIER:
+            trajectories |= before.trajectories
         emitted = before.emitted | {name for name, standing in group.standings.items() if standing.emitted}
         kept = Closed(group.round, self.position, group.seen, trajectories=trajectories, emitted=emitted)
         if len(before.packed) + len(before.fact_ids) < MAX_SEEN:
@@ -534,6 +551,11 @@ def _forwarded(decision: Decision, recipe: str, round_: int | None) -> Output:
     if decision.group_id is None and decision.trajectory_uid is None and round_ is not None:
         decision = decision.model_copy(update={"group_id": group_id(decision.prompt_uid, round_)})
     return Output(batch_topic(recipe), decision, event_key(decision.run_id, decision.prompt_uid))
+
+
+def _too_large(ready: GroupReady) -> Discard:
+    update = {"outcome": "discarded", "reason": "too_large", "samples": ()}
+    return Discard("too_large", [member.model_copy(update=update) for member in ready.members])
 
 
 def _trajectory_of(fact: GroupFact) -> str | None:

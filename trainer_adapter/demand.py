@@ -67,6 +67,7 @@ class Demander:
         """Say it from now on, in the background; the trainer has had the recipe `since` then, seconds since the epoch."""
         self._since = since
         self._task = asyncio.create_task(self._run(), name="trainer-demand")
+        self._task.add_done_callback(_report)
 
     async def close(self) -> None:
         """Say that nothing is wanted any more, if the broker is there to hear it."""
@@ -136,3 +137,8 @@ class Demander:
         )
         record = encode(demand, source=f"trainer/{self._holder}", key=recipe.name.encode())
         await publish(self._producer, topics.DEMAND, record, partition=0, deadline=deadline)
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        log.error("what this trainer wants is not said any more: start it again", exc_info=task.exception())

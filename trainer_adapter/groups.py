@@ -23,6 +23,7 @@ from msgspec.structs import replace
 
 from claw_r1.codec import encode_body
 from claw_r1.events import BatchCut, CutExclusion, CutMember, Decision, Event, GroupReady, RunPurged, Sample
+from claw_r1.ids import group_id as name_group
 from claw_r1.ids import split_group_id
 from claw_r1.recipes import Recipe
 from trainer_adapter.decisions import LateDecision, curate_group, is_about
@@ -41,6 +42,8 @@ MAX_APART: Final = 16_384
 
 MAX_APPLIED: Final = 1024
 """Decisions on one group that a cut applies; those that came behind them are late."""
+MAX_FURTHER: Final = 1024
+"""Groups of one prompt, the newest, of which a decision is late that names none: a prompt may be used for ever."""
 _NAMED: Final = 120
 """What a group takes in a cut beside the names, bytes, at most; a decision takes a quarter of it."""
 
@@ -194,7 +197,7 @@ class Remembered:
         self._bound = bound
         self._places: OrderedDict[bytes, Place] = OrderedDict()
         self._further: OrderedDict[bytes, tuple[str, ...]] = OrderedDict()
-        """Groups of a prompt other than the one that has its name."""
+        """Groups of a prompt other than the one that has its name, the newest last."""
         self._applied: OrderedDict[bytes, None] = OrderedDict()
 
     def take(self, cut: BatchCut) -> None:
@@ -206,7 +209,7 @@ class Remembered:
             if group_id != prompt_uid:
                 prompt = _short((run_id, prompt_uid))
                 known = self._further.get(prompt, ())
-                self._further[prompt] = known if group_id in known else (*known, group_id)
+                self._further[prompt] = known if group_id in known else (*known[1 - MAX_FURTHER :], group_id)
         groups: tuple[CutMember | CutExclusion, ...] = (*cut.members, *cut.excluded)
         for group in groups:
             self._applied.update(dict.fromkeys(_short((d.fact_id, group.group_id)) for d in group.decisions))
@@ -225,9 +228,13 @@ class Remembered:
         """Where a cut put the group; None: none has it, or it is forgotten."""
         return self._places.get(_short(key))
 
-    def of_prompt(self, run_id: str, prompt_uid: str) -> list[tuple[str, Place]]:
-        """The groups of a prompt that cuts have taken."""
-        names = (prompt_uid, *self._further.get(_short((run_id, prompt_uid)), ()))
+    def of_prompt(self, run_id: str, prompt_uid: str, named: str | None = None) -> list[tuple[str, Place]]:
+        """The groups of a prompt that cuts have taken; of the round that `named` is of, if it is not None."""
+        if named is None:
+            names = [prompt_uid, *self._further.get(_short((run_id, prompt_uid)), ())]
+        else:
+            prompt, round_, _ = split_group_id(named)
+            names = [name_group(prompt_uid, round_, part) for part in (1, 2)] if prompt == prompt_uid else []
         found = [(name, self._places.get(_short((run_id, name)))) for name in names]
         return [(name, place) for name, place in found if place is not None]
 
@@ -288,7 +295,7 @@ class Shelf:
         self._ready: dict[GroupKey, ReadyGroup] = {}
         self._firsts: list[tuple[int, GroupKey]] = []
         """A heap of the ready groups' first offsets, and of some that are gone."""
-        self._of_prompt: dict[tuple[str, str], tuple[GroupKey, ...]] = {}
+        self._of_prompt: dict[tuple[str, str], dict[GroupKey, None]] = {}
         self._decided: dict[GroupKey, tuple[ReadyGroup, Recipe, ReadyGroup] | None] = {}
         """Groups with decisions: as they stand on the shelf, the recipe, and with the decisions applied; None: not yet."""
 
@@ -356,10 +363,9 @@ class Shelf:
         about = [key for key in keys if is_about(decision, self._ready[key].marker)]
         for key in about:
             self._attach(self._ready[key], late)
-        gone = self._taken.of_prompt(decision.run_id, decision.prompt_uid)
+        gone = self._taken.of_prompt(decision.run_id, decision.prompt_uid, decision.group_id)
         if about and decision.trajectory_uid is not None:
             gone = []  # a trajectory is in one group
-        gone = [one for one in gone if _same_round(decision.group_id, one[0])]
         for group_id, place in gone:
             if not self._taken.applied(decision.fact_id, group_id):
                 self.too_late.setdefault((decision.fact_id, group_id), TooLate(late, group_id, place))
@@ -430,7 +436,7 @@ class Shelf:
         else:
             heapq.heappush(self._firsts, (group.first_offset, group.key))
         prompt = (mark.run_id, mark.prompt_uid)
-        self._of_prompt[prompt] = (*self._of_prompt.get(prompt, ()), group.key)
+        self._of_prompt.setdefault(prompt, {})[group.key] = None
 
     def _drop_strays(self, key: GroupKey, reason: str) -> None:
         dropped = self._strays.pop(key, {})
@@ -476,10 +482,8 @@ class Shelf:
         self._release(group.samples)
         self._call_late(group)
         prompt = (group.mark.run_id, group.mark.prompt_uid)
-        others = tuple(key for key in self._of_prompt[prompt] if key != group.key)
-        if others:
-            self._of_prompt[prompt] = others
-        else:
+        del self._of_prompt[prompt][group.key]
+        if not self._of_prompt[prompt]:
             del self._of_prompt[prompt]
 
     def _call_late(self, group: ReadyGroup) -> None:
@@ -510,7 +514,3 @@ class Shelf:
         for first in passed:
             heapq.heappush(self._firsts, first)
         return lowest
-
-
-def _same_round(named: str | None, group_id: str) -> bool:
-    return named is None or split_group_id(named)[:2] == split_group_id(group_id)[:2]

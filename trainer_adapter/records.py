@@ -18,6 +18,7 @@ import msgspec
 from pydantic import BaseModel
 
 from claw_r1.codec import Headers, decode, decode_body, event_type
+from claw_r1.curation import is_usable
 from claw_r1.errors import InvalidRecord
 from claw_r1.event_base import Words
 from claw_r1.events import BlobRef, Event, ExpertsSpan, GroupReady, Sample, StepSpan, VersionSpan
@@ -195,8 +196,9 @@ _read_marker: Final = msgspec.msgpack.Decoder(GroupReadyForm).decode
 
 
 def rewards_of(marker: Any) -> dict[str, float]:
-    """Trajectory → effective reward, of every rewarded member of a marker's group."""
-    return {member.trajectory_uid: member.reward for member in marker.members if member.reward is not None}
+    """Trajectory → effective reward, of every member of a marker's group with a reward that can be computed with."""
+    rewarded = ((member.trajectory_uid, member.reward) for member in marker.members if member.reward is not None)
+    return {uid: reward for uid, reward in rewarded if is_usable(reward)}
 
 
 def mark_of(marker: Any, whole: bytes | GroupReady) -> Mark:

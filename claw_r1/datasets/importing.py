@@ -147,7 +147,7 @@ def whole_file(path: Path) -> Json | None:
         return None
     try:
         value = msgspec.json.decode(path.read_bytes())
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -157,7 +157,7 @@ def find_kind(paths: Sequence[Path]) -> Kind:
     for line in read_lines(paths):
         try:
             document = msgspec.json.decode(line.text)
-        except msgspec.DecodeError:
+        except (ValueError, RecursionError):
             document = whole_file(line.path) if line.number == 1 else None
         if not isinstance(document, dict):
             continue
@@ -368,6 +368,6 @@ def _spread(path: Path, first: Line | None) -> Json | None:
         return None
     try:
         msgspec.json.decode(first.text)
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):
         return whole_file(path)
     return None

@@ -44,7 +44,7 @@ def _body(value: Any) -> Json | None:
     if isinstance(value, str):
         try:
             value = msgspec.json.decode(value)
-        except msgspec.DecodeError:
+        except (ValueError, RecursionError):
             return None
     if isinstance(value, dict) and isinstance(value.get("body"), dict | str):
         return _body(value["body"])

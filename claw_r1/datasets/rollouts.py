@@ -175,7 +175,7 @@ def _messages(step: Step, parent: Call | None) -> list[Message] | None:
         if parent is not None and parent.messages is not None:
             before = [*parent.messages, *([] if parent.reply is None else [parent.reply])]
         messages: Any = restore_messages(step, before)
-    except (InvalidRecord, msgspec.DecodeError):
+    except (InvalidRecord, ValueError, RecursionError):  # of JSON that cannot be read
         return None
     return messages if messages and all(isinstance(message, dict) for message in messages) else None
 
@@ -183,6 +183,6 @@ def _messages(step: Step, parent: Call | None) -> list[Message] | None:
 def _decoded(text: bytes | None) -> dict[str, Any] | None:
     try:
         value = None if text is None else msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -50,7 +50,7 @@ class Engine:
             raise Missing("engine_refused", f"{self.url}{path} answers {status}: {text[:300]!r}")
         try:
             return msgspec.json.decode(text, type=dict)
-        except msgspec.DecodeError as error:
+        except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
             raise Missing("bad_reply", f"{self.url}{path} answers no JSON object: {error}", retry=True) from error
 
     async def close(self) -> None:

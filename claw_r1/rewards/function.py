@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from claw_r1.curation import MAX_NUMBER, is_usable
 from claw_r1.errors import WrongUse
 from claw_r1.event_base import Json
 from claw_r1.ids import check_id
@@ -133,6 +134,6 @@ def _number(what: str, value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise Missing("bad_value", f"{what} is a {type(value).__name__} instead of a number") from error
-    if not math.isfinite(number):
-        raise Missing("not_finite", f"{what} is {number}, which is no finite number")
+    if not is_usable(number):
+        raise Missing("not_finite", f"{what} is {number}, which is no number of at most {MAX_NUMBER:g}")
     return number

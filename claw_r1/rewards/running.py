@@ -39,7 +39,7 @@ async def retrying(source: str, attempts: int, work: Callable[[], Awaitable[T]])
         except Missing as error:
             if not error.retry or attempt + 1 >= attempts:
                 raise
-            metrics.WORKERS_RETRIES.labels(source, error.reason).inc()
+            metrics.WORKERS_RETRIES.labels(source, metrics.bounded(error.reason)).inc()
         finally:
             metrics.WORKERS_SECONDS.labels(source).observe(time.monotonic() - started)
         await asyncio.sleep(random.uniform(0, min(LONGEST_BACKOFF, BACKOFF * 2**attempt)))

@@ -285,7 +285,11 @@ def _versions(choice: Choice, served: Served) -> tuple[int | None, tuple[Version
     if not choice.versions:
         return (served.first if served.first == served.last else None), ()
     tokens = len(choice.response_ids or b"") // 4
-    spans = tuple(span for span in choice.versions if span.end > span.start)
+    spans = tuple(
+        span if span.end <= tokens else span.model_copy(update={"end": tokens})
+        for span in choice.versions
+        if span.start < min(span.end, tokens)  # what goes beyond would label tokens of the next step
+    )
     known = {span.version for span in spans}
     if known <= {None}:
         return (served.first if served.first == served.last else None), ()

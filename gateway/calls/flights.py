@@ -3,8 +3,9 @@
 A call is a retry if it says so (`Idempotency-Key`, or `x-stainless-retry-count` above 0 with the same body), or if it has the
 same body on the same trajectory while or after the first call's caller went away.  Two live identical calls stay two.
 
-Invariants: what is kept for retries is bounded in bytes and in time; a retry of what is forgotten, or of what another worker
-made, is a step of its own; a call whose callers are all gone ends after the grace, unless a retry joins it before.
+Invariants: what is kept for retries is bounded in bytes and in time, and answers go before calls that are on their way; a retry
+of what is forgotten, or of what another worker made, is a step of its own; a call whose callers are all gone ends after the
+grace, unless a retry joins it before.
 """
 
 import asyncio
@@ -126,7 +127,7 @@ class Flight:
             self._wake()
         if self._timer is not None:
             self._timer.cancel()
-        self.table.touch(self)
+        self.table.land(self)
 
     def join(self) -> None:
         """One more caller."""
@@ -230,7 +231,9 @@ class Flights:
         self._ttl = ttl
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._order: OrderedDict[int, Flight] = OrderedDict()
+        self._flying: OrderedDict[int, Flight] = OrderedDict()
+        self._over: OrderedDict[int, Flight] = OrderedDict()
+        """Both in order: what began first, what ended first."""
         self._same: dict[tuple[tuple[str, ...], str, int], list[Flight]] = {}
         """By trajectory, dialect and the body's length: to hash a body would cost more than to compare the few there are."""
         self._keyed: dict[tuple[tuple[str, ...], bytes], Flight] = {}
@@ -246,7 +249,7 @@ class Flights:
             found.join()
             return found, True, None
         flight = Flight(asked, now, self._grace, self, repeats=asked.is_retry and found is None)
-        self._order[id(flight)] = flight
+        self._flying[id(flight)] = flight
         self._same.setdefault((asked.trajectory, asked.dialect, len(asked.body)), []).append(flight)
         if asked.idempotency_key is not None:
             self._keyed[asked.trajectory, asked.idempotency_key] = flight
@@ -256,11 +259,12 @@ class Flights:
         self.grown(len(asked.body))
         return flight, False, retry_of
 
-    def touch(self, flight: Flight) -> None:
-        """Its time to live begins anew."""
+    def land(self, flight: Flight) -> None:
+        """It is over: the time for which its answer is kept begins."""
         if not flight.forgotten:
             flight.touched = asyncio.get_running_loop().time()
-            self._order.move_to_end(id(flight))
+            self._flying.pop(id(flight), None)
+            self._over[id(flight)] = flight
 
     def _find(self, asked: Ticket, now: float) -> Flight | None:
         def fresh(flight: Flight) -> bool:
@@ -285,19 +289,18 @@ class Flights:
         return min(fitting, key=lambda flight: (flight.failed, not flight.left, flight.joined), default=None)
 
     def grown(self, size: int) -> None:
-        """Keep the bound: the oldest go first, and what is still on its way cannot be joined any more."""
+        """Keep the bound: what ended first goes first, then what began first, which cannot be joined any more."""
         self._bytes += size
-        while self._bytes > self._max_bytes and self._order:
-            self._forget(next(iter(self._order.values())))
+        while self._bytes > self._max_bytes and (kept := self._over or self._flying):
+            self._forget(next(iter(kept.values())))
 
     def _expire(self, now: float) -> None:
-        """What ended longest ago stands first, behind what is still on its way for longer than that."""
-        oldest = itertools.islice(self._order.values(), EXPIRED_AT_ONCE)
-        for flight in [flight for flight in oldest if flight.ended and flight.touched + self._ttl <= now]:
+        oldest = itertools.islice(self._over.values(), EXPIRED_AT_ONCE)
+        for flight in [flight for flight in oldest if flight.touched + self._ttl <= now]:
             self._forget(flight)
 
     def _forget(self, flight: Flight) -> None:
-        if self._order.pop(id(flight), None) is None:
+        if (self._flying.pop(id(flight), None) or self._over.pop(id(flight), None)) is None:
             return
         flight.forgotten = True
         self._bytes -= flight.size + len(flight.ticket.body)

@@ -34,6 +34,7 @@ from gateway.sessions import Sessions
 log = logging.getLogger("claw.gateway")
 
 MAX_WARNINGS: Final = 1000
+"""Runs and reasons of which it is held that they were warned of; of one that is forgotten it is said again."""
 
 ChainKey = tuple[str, str, str]
 
@@ -219,7 +220,9 @@ class Steps:
             self._say(call.run_id, "a step is trained only by recipes that allow it", masked, MENDS[masked])
 
     def _say(self, run_id: str, message: str, reason: str, mend: str) -> None:
-        if (run_id, reason) not in self._warned and len(self._warned) < MAX_WARNINGS:
+        if (run_id, reason) not in self._warned:
+            if len(self._warned) >= MAX_WARNINGS:
+                self._warned.clear()
             self._warned.add((run_id, reason))
             log.warning(message, extra={"run_id": run_id, "reason": reason, "mend": mend})
 

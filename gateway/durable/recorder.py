@@ -111,6 +111,8 @@ class Recorder:
         self._looking = asyncio.Lock()
         self._missed = False
         """That the broker is away was logged."""
+        self._failed: str | None = None
+        """The watch has ended, which it should not: nobody looks for a broker that is away, or empties the spool."""
 
     # --------------------------------------------------------------------------------------------------- begin and end
 
@@ -119,6 +121,12 @@ class Recorder:
         if self._spool is not None:
             self._spool.open()
         self._watcher = asyncio.create_task(self._watch(), name="recorder")
+        self._watcher.add_done_callback(self._ended)
+
+    def _ended(self, watcher: asyncio.Task[None]) -> None:
+        if not watcher.cancelled():
+            self._failed = "the gateway failed at watching the broker: its log says why. Start it again"
+            log.error("the broker is not watched any more", exc_info=watcher.exception())
 
     async def stop(self) -> None:
         """Flush what is on its way, within the deadline, and disconnect; what stays in the spool is for the next start."""
@@ -160,6 +168,8 @@ class Recorder:
     @property
     def reason(self) -> str | None:
         """Why nothing can be recorded now; None if all is well, or the spool takes what the broker cannot."""
+        if self._failed is not None:
+            return self._failed
         if self._spool is None or not self._looked:
             return self._away
         try:

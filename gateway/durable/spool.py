@@ -188,6 +188,8 @@ class Spool:
         return durable
 
     def _lose_patience(self, durable: asyncio.Future[None]) -> None:
+        if durable.done():
+            return  # in this turn of the loop: its timer was due before it could be cancelled
         if not self._hangs:
             log.error("the spool's disk hangs: no call is let in until it answers", extra={"spool": str(self.root)})
         self._hangs = True

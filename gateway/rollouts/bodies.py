@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from claw_r1.codec import pack_floats, pack_ids
-from claw_r1.curation import why_unfit
+from claw_r1.curation import MAX_NUMBER, why_unfit
 from claw_r1.recipes import EndStatus
 
 Id = Annotated[
@@ -32,7 +32,7 @@ Id = Annotated[
         description="1 to 128 of A-Z a-z 0-9 _ . - that begin with a letter or a digit",
     ),
 ]
-Score = Annotated[float, Field(allow_inf_nan=False)]
+Score = Annotated[float, Field(allow_inf_nan=False, ge=-MAX_NUMBER, le=MAX_NUMBER)]
 LogProb = Annotated[float, Field(allow_inf_nan=False, ge=-3e38, le=3e38)]
 """Fits into 32 bits."""
 TokenId = Annotated[int, Field(ge=0, lt=2**32)]

@@ -60,6 +60,7 @@ class Gate:
     def start(self) -> None:
         """Follow demand in the background."""
         self._tailer = asyncio.create_task(self._tail(), name="demand")
+        self._tailer.add_done_callback(_report)
 
     async def stop(self) -> None:
         if self._tailer is not None:
@@ -200,3 +201,8 @@ class Gate:
             self._admissions.take(event, appended, min(appended, now) if old else now)
         elif isinstance(event, GroupAdmitted):
             self._groups.announce(event.run_id, event.prompt_uid, event.channel, appended, size=event.size)
+
+
+def _report(tailer: asyncio.Task[None]) -> None:
+    if not tailer.cancelled():
+        log.error("demand is not followed any more: groups are let in whatever is wanted", exc_info=tailer.exception())

@@ -93,11 +93,13 @@ def submitted_step(
     """The Step of a white-box agent."""
     prompt, response = packed_ids(step.prompt_ids), packed_ids(step.response_ids)
     place = (session.run_id, session.prompt_uid, session.trajectory_uid)
-    step_id = step.step_id or derived_id("submitted", *place, step.step_index, prompt.hex(), response.hex())
+    step_id = fact_id = derived_id("submitted", *place, step.step_index, prompt.hex(), response.hex())
+    if step.step_id is not None:  # a sender may count its steps anew in each trajectory
+        step_id, fact_id = step.step_id, derived_id("submitted", *place, step.step_id)
     faults = () if step.rollout_log_probs is not None else ("no_log_probs",)
     spans = tuple(VersionSpan(version=span.version, start=span.start, end=span.end) for span in step.version_spans)
     return Step(
-        fact_id=step_id,
+        fact_id=fact_id,
         step_id=step_id,
         run_id=session.run_id,
         prompt_uid=session.prompt_uid,

@@ -29,6 +29,8 @@ MAX_RECORDS: Final = 4 * MAX_ENGINES
 MAX_LABELS: Final = 64
 """Engines that metrics name; the others share one label."""
 OTHER: Final = "other"
+RESULTS: Final = ("answered", "broke_off", "busy", "closed", "refused", "timeout")
+"""Of requests to an engine, as metrics tell them apart."""
 
 Kind = Literal["auto", "vllm", "sglang"]
 Mode = Literal["hold", "refuse"]
@@ -242,6 +244,8 @@ class Roster:
                 self._labels.discard(engine.label)
                 GATEWAY_ENGINE_UP.remove(engine.label)
                 GATEWAY_ENGINE_IN_FLIGHT.remove(engine.label)
+                for result in RESULTS:
+                    GATEWAY_ENGINE_CALLS.remove(engine.label, result)
             self.on_gone(engine)
             log.info("an engine is gone", extra={"engine": engine.url})
 

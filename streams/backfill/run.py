@@ -307,7 +307,7 @@ async def _write(producer: AIOKafkaProducer, outputs: Sequence[Output], recipe: 
         raise UserError(
             f"another backfill of recipe {recipe} began and goes on from here: nothing is lost, and nothing said twice"
         ) from error
-    except (KafkaError, TimeoutError) as error:
+    except (KafkaError, RetryableError) as error:
         raise RetryableError(
             f"the broker did not confirm what was decided ({error!r}): run the backfill again, it goes on from here"
         ) from error

@@ -112,7 +112,7 @@ class Desk:
             asked.end(published, missing)
 
     def _count_missing(self, source: Source, trajectory: Trajectory, reason: str, error: ClawError) -> None:
-        metrics.WORKERS_MISSING.labels(source.name, reason).inc()
+        metrics.WORKERS_MISSING.labels(source.name, metrics.bounded(reason)).inc()
         about = {"run_id": trajectory.run_id, "trajectory_uid": trajectory.trajectory_uid, "source": source.name}
         log.warning("nothing could be said", extra={**about, "reason": reason, "why": str(error)[:500]})
 

@@ -99,9 +99,10 @@ class TrajectoryConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 membership.seek(self._consumer, tp, partition.prefix.next)
         except Fenced:
             return  # the next rebalance has begun
-        gone = [old for tp, old in self._held.items() if held.get(tp) is not old]
-        for old in gone:
+        gone = {tp: old for tp, old in self._held.items() if held.get(tp) is not old}
+        for tp, old in gone.items():
             old.drop()
+            metrics.WORKERS_BACKLOG.remove(str(tp.partition))  # its owner says what is true from now on
         self._held, self._joined = held, None
         self._assigned = True
         log.info("partitions assigned", extra={"partitions": sorted(tp.partition for tp in held), "dropped": len(gone)})

@@ -30,7 +30,7 @@ def restore(rows: Sequence[Mapping[str, Any]], order: Sequence[str]) -> list[Ste
             prompt = restore_prompt(step, contexts.get(parent))
             messages = restore_messages(step, talks.get(parent))
             reply = msgspec.json.decode(step.reply, type=dict) if step.reply else None
-        except (InvalidRecord, msgspec.DecodeError) as error:
+        except (InvalidRecord, ValueError, RecursionError) as error:  # of JSON that cannot be read
             raise Missing("context_lost", str(error)) from error
         contexts[step_id] = prompt + step.response_ids
         talks[step_id] = messages + ([reply] if reply is not None else [])

@@ -10,7 +10,17 @@ from hypothesis import strategies as some
 from pydantic import TypeAdapter, ValidationError
 
 from claw_r1.codec import pack_floats, pack_ids
-from gateway.rollouts.bodies import Floats, GroupBody, Ids, RewardBodies, SubmittedStep, packed_floats, packed_ids
+from gateway.rollouts.bodies import (
+    DecisionBody,
+    Floats,
+    GroupBody,
+    Ids,
+    RewardBodies,
+    RewardBody,
+    SubmittedStep,
+    packed_floats,
+    packed_ids,
+)
 
 IDS: TypeAdapter[Any] = TypeAdapter(Ids)
 FLOATS: TypeAdapter[Any] = TypeAdapter(Floats)
@@ -74,3 +84,12 @@ def test_metadata_that_no_record_or_column_can_hold_is_refused(metadata: Any) ->
 
 def test_metadata_of_msgpack_may_hold_bytes_and_numbers_as_names() -> None:
     assert GroupBody(metadata={"a": {1: b"x", b"y": 2}}).metadata == {"a": {1: b"x", b"y": 2}}
+
+
+@pytest.mark.parametrize("value", [1e39, -1.7e308, float("inf"), float("nan")])
+def test_a_reward_that_no_trainer_can_compute_with_is_refused(value: float) -> None:
+    with pytest.raises(ValidationError):
+        RewardBody(trajectory_uid="t", value=value)
+    with pytest.raises(ValidationError):
+        DecisionBody(prompt_uid="p", action="override_reward", value=value, author="a")
+    assert RewardBody(trajectory_uid="t", value=-1e38).value == -1e38

@@ -129,12 +129,16 @@ def test_an_aborted_choice_is_partial() -> None:
         ([(7, 0, 1), (8, 1, 2)], None, 2),
         ([(None, 0, 2)], None, 0),
         ([(7, 0, 1)], None, 1),
+        ([(7, 0, 9)], 7, 0),
+        ([(7, 0, 2), (8, 2, 5)], 7, 0),
+        ([(7, 0, 1), (8, 1, 5)], None, 2),
     ],
 )
 def test_versions_are_what_the_engine_said(spans: list[Any], version: int | None, kept: int) -> None:
     versions = tuple(VersionSpan(version=v, start=s, end=e) for v, s, e in spans)
     step = only(a_captured(a_choice(versions=versions)))
     assert (step.policy_version, len(step.version_spans)) == (version, kept)
+    assert all(span.end <= 2 for span in step.version_spans)
 
 
 def test_weight_labels_that_are_no_numbers_are_unknown() -> None:

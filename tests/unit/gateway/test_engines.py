@@ -1,7 +1,9 @@
 """The list of engines: settings and records make it, pauses hold, and what is removed ends its calls first."""
 
 import asyncio
+import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +13,9 @@ from prometheus_client import REGISTRY
 
 from claw_r1.errors import UserError, WrongUse
 from claw_r1.events import EnginePause, EngineSet
+from claw_r1.metrics import GATEWAY_ENGINE_CALLS
 from gateway.replies import Refusal
-from gateway.upstream import roster
+from gateway.upstream import engines, roster
 from gateway.upstream.engines import Engines
 from gateway.upstream.roster import Engine, Roster, clean_url, engine_id, named_id
 
@@ -208,10 +211,20 @@ def test_engines_and_their_names_in_metrics_are_bounded(monkeypatch: pytest.Monk
         made.enter(the(made, "e0-80"))
         made.exit(the(made, "e0-80"))
     assert REGISTRY.get_sample_value("claw_gateway_engine_in_flight", {"engine": "e0-80"}) == 0
+    for result in roster.RESULTS:
+        GATEWAY_ENGINE_CALLS.labels("e0-80", result).inc()
     made.take("e0-80", None)
-    assert REGISTRY.get_sample_value("claw_gateway_engine_in_flight", {"engine": "e0-80"}) is None
+    told = [sample for family in REGISTRY.collect() for sample in family.samples]
+    assert [sample.name for sample in told if sample.labels.get("engine") == "e0-80"] == []
     made.take("e9-80", a_record("http://e9", "e9-80"))
     assert the(made, "e9-80").label == "e9-80"
+
+
+def test_all_results_of_calls_are_known_to_who_takes_them_away() -> None:
+    source = Path(engines.__file__).read_text()
+    assert set(re.findall(r'GATEWAY_ENGINE_CALLS\.labels\(engine\.label, "(\w+)"\)', source)) | {"answered"} == {
+        *roster.RESULTS
+    }
 
 
 def test_a_key_is_never_shown() -> None:

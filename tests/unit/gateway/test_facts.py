@@ -1,5 +1,6 @@
 """What a caller says becomes facts whose ids follow from what they say."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,11 +43,11 @@ def a_submitted(**over: Any) -> SubmittedStep:
     )
 
 
-def the_fact(step: SubmittedStep, chains: Chains | None = None, at: float = 1.0) -> Any:
+def the_fact(step: SubmittedStep, chains: Chains | None = None, at: float = 1.0, place: Session = PLACE) -> Any:
     check_submitted(0, step)
     context = context_of(0, step)
     delta = shortest(context, chains or Chains(), Chains())
-    return submitted_step(0, step, PLACE, delta, (), None, at)
+    return submitted_step(0, step, place, delta, (), None, at)
 
 
 # ------------------------------------------------------------------------------------------------------------------ facts
@@ -185,6 +186,14 @@ def test_a_step_without_log_probs_says_that_it_cannot_be_trained() -> None:
 
 def test_the_callers_step_id_is_kept_and_the_content_makes_one_else() -> None:
     assert the_fact(a_submitted(step_id="mine")).step_id == "mine"
+    other = replace(PLACE, trajectory_uid="t2")
+    facts = [
+        the_fact(a_submitted(step_id="0"), at=at, place=place) for at, place in ((1, PLACE), (2, PLACE), (1, other))
+    ]
+    assert facts[0].fact_id == facts[1].fact_id, "sent again"
+    assert facts[0].fact_id != facts[2].fact_id, (
+        "another trajectory may count alike, and streams know facts by their ids"
+    )
     ids = {the_fact(a_submitted(**over)).step_id for over in ({}, {"step_index": 1}, {"response_ids": [3, 5]})}
     assert len(ids) == 3
 

@@ -170,6 +170,34 @@ def test_memory_is_bounded_and_what_is_forgotten_can_still_be_answered() -> None
     running(play)
 
 
+def test_what_is_over_goes_before_what_is_on_its_way() -> None:
+    async def play() -> None:
+        table = flights(max_bytes=1000)
+        long = [table.board(asked(b"a%099d" % n), now())[0] for n in range(9)]
+        for n in range(20):
+            answer(table.board(asked(b"b%099d" % n), now())[0], b"")
+        assert not any(flight.forgotten for flight in long)
+        found, joined, _ = table.board(asked(b"a%099d" % 0, retry=True), now())
+        assert (found, joined) == (long[0], True)
+
+    running(play)
+
+
+def test_answers_expire_beside_calls_that_take_longer() -> None:
+    async def play() -> None:
+        table = flights(ttl=60, max_bytes=10**6)
+        long = [table.board(asked(b"a%d" % n), now())[0] for n in range(20)]
+        over = [table.board(asked(b"b%d" % n), now())[0] for n in range(20)]
+        for flight in over:
+            answer(flight)
+        for n in range(4):
+            table.board(asked(b"c%d" % n), now() + 61)
+        assert all(flight.forgotten for flight in over)
+        assert not any(flight.forgotten for flight in long)
+
+    running(play)
+
+
 def test_a_call_that_nobody_waits_for_ends_after_the_grace() -> None:
     async def play() -> None:
         flight, _, _ = flights(grace=0.01).board(asked(), now())

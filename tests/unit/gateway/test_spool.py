@@ -426,3 +426,27 @@ def test_a_disk_that_hangs_holds_nobody_beyond_the_deadline(tmp_path: Path, monk
 
     run(tmp_path, body)
     assert drained(tmp_path) == [an_entry(number) for number in range(4)]
+
+
+def test_a_write_that_returns_at_its_deadline_is_not_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(spool: Spool) -> None:
+        loop = asyncio.get_running_loop()
+        written: asyncio.Future[object] = loop.create_future()
+        writes: list[asyncio.Future[object]] = []
+
+        def begin(write: Callable[..., object], *payloads: object) -> asyncio.Future[object]:
+            writes.append(loop.run_in_executor(spool._thread, write, *payloads))
+            return written
+
+        with monkeypatch.context() as patch:
+            patch.setattr(spool, "_run", begin)
+            durable = spool.append([an_entry(1)])
+            await asyncio.sleep(0)
+        written.set_result(await writes[0])
+        now = loop.time() + TIMEOUT
+        monkeypatch.setattr(loop, "time", lambda: now)  # the deadline comes in the same turn of the loop
+        await durable
+        spool.check()
+        assert [entry.value for entry in await drain(spool)] == [an_entry(1).value]
+
+    run(tmp_path, body)

@@ -4,11 +4,13 @@ import asyncio
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from claw_r1.rewards import running
-from claw_r1.rewards.engines import class_model, pooling_model, score_model
+from claw_r1.rewards.engines import Engine, class_model, pooling_model, score_model
 from claw_r1.rewards.function import Missing, RewardFunction, Rollout, Score
 from claw_r1.rewards.judges import judge, messages_of, parsed
 from claw_r1.rewards.running import Runner
@@ -78,6 +80,26 @@ def test_an_engine_that_is_busy_is_tried_again_and_one_that_refuses_is_not(
 )
 def test_an_answer_without_a_number_is_no_reward(reply: Any) -> None:
     assert value(ask(Scorer(replies={"/score": reply}), score_model)) in ("bad_reply", "bad_value", "none_given")
+
+
+@pytest.mark.parametrize("body", [b"", b"7", b'{"a": "caf\xe9"}', b'{"a":' * 5000 + b"1" + b"}" * 5000])
+def test_an_answer_that_is_no_json_object_is_a_bad_reply(body: bytes) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(body=body, content_type="application/json")
+
+    async def play() -> str:
+        app = web.Application()
+        app.router.add_post("/score", answer)
+        async with TestServer(app) as server:
+            engine = Engine(str(server.make_url("")), model=None, key=None)
+            try:
+                with pytest.raises(Missing) as missing:
+                    await engine.post("/score", {})
+            finally:
+                await engine.close()
+        return missing.value.reason
+
+    assert asyncio.run(play()) == "bad_reply"
 
 
 # ------------------------------------------------------------------------------------------------------------------ judges

@@ -45,6 +45,7 @@ def test_every_form_of_a_score(found: Any, value: float | None, components: dict
         ({"a": None}, "bad_value"),
         (Score("x"), "bad_value"),  # type: ignore[arg-type]
         (math.nan, "not_finite"),
+        (-1.7e308, "not_finite"),
         ({"a": math.inf}, "not_finite"),
         (Score(steps={"s": -math.inf}), "not_finite"),
         (10**400, "bad_value"),

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from claw_r1 import metrics
 from claw_r1.rewards import children, running
 from claw_r1.rewards.function import Missing, RewardFunction, Rollout, Score, reward
 from claw_r1.rewards.running import Hung, Runner
@@ -211,3 +212,23 @@ def test_a_process_answers_every_rollout_until_its_input_ends() -> None:
         "the function gave no reward",
         False,
     )
+
+
+def test_reasons_without_end_take_a_bounded_number_of_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_reasons", set())
+
+    def lacking(rollout: Rollout) -> float:
+        raise Missing(f"no tests of task {rollout.metadata['task']}", "", retry=True)
+
+    rollouts = [Rollout(metadata={"task": number}) for number in range(100)]
+    found = run(reward("lacking")(lacking), *rollouts, attempts=2)
+    assert len({reason_of(one) for one in found}) == 100
+    told = [sample for family in metrics.WORKERS_RETRIES.collect() for sample in family.samples]
+    counts = {
+        sample.labels["reason"]: sample.value
+        for sample in told
+        if sample.labels["source"] == "lacking" and sample.name.endswith("_total")
+    }
+    assert len(counts) == metrics.MAX_REASONS + 1
+    assert sum(counts.values()) == 100
+    assert counts["other"] == 100 - metrics.MAX_REASONS

@@ -1,6 +1,8 @@
 """Steps on disk change no decision, are forgotten with their group, and are missed when they are gone."""
 
+import gc
 import random
+import tracemalloc
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -8,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from claw_r1.events import Step
+from claw_r1.codec import decode_body, encode_body, pack_ids
+from claw_r1.events import Sample, Step
 from streams.readiness import GroupState
 from streams.spill import Budget, SpilledStep, SpillLost, in_memory, size_of
-from tests.factories import PROMPT, RUN, a_group, a_recipe
+from tests.factories import PROMPT, RUN, a_group, a_recipe, a_reward, a_step, a_trajectory, an_end
 from tests.unit.streams.partition_log import FAR, START, Entry, Worker, a_log, effects, play, set_recipe
 
 KEY = (RUN, PROMPT)
@@ -75,6 +78,47 @@ def test_a_spilled_step_says_what_the_step_said(tmp_path: Path) -> None:
         assert (other.prompt_len, other.response_len) == (one.prompt_len, one.response_len)
         with pytest.raises(AttributeError):
             other.nothing_like_it  # noqa: B018 - the look is what is tested
+
+
+def test_steps_of_one_id_in_two_groups_stay_what_they_are(tmp_path: Path) -> None:
+    worker = Worker()
+    worker.fold(Entry(START, set_recipe(a_recipe(group={"size": 1}))))
+    places = [{"prompt_uid": f"p{number}", "trajectory_uid": f"t{number}"} for number in range(2)]
+    for number, place in enumerate(places):
+        worker.fold(Entry(START, a_step((1, 2), (number, number), step_id="step-0", **place)))
+    budget = Budget(1, tmp_path / "spill")
+    budget.keep(worker.state, 2)
+    for place in places:
+        worker.fold(Entry(START, a_reward(1.0, **place)))
+        worker.fold(Entry(START, an_end(**place)))
+        budget.tidy(worker.state)  # forgets the first group's, and nothing else
+    worker.flush()
+    budget.close()
+    samples = [event for event in worker.durable if isinstance(event, Sample)]
+    assert [sample.token_ids for sample in samples] == [pack_ids((1, 2, 0, 0)), pack_ids((1, 2, 1, 1))]
+
+
+def test_what_stays_in_memory_of_a_step_on_disk_is_little(tmp_path: Path) -> None:
+    worker = Worker()
+    budget = Budget(1, tmp_path / "spill")
+    facts = [fact for n in range(40) for fact in a_trajectory(f"{PROMPT}-{n:030d}", steps=20)]
+    steps = sum(isinstance(fact, Step) for fact in facts)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for fact in facts:
+            from_the_log = decode_body(type(fact), encode_body(fact))  # with texts of its own
+            worker.fold(Entry(START, from_the_log))
+            budget.keep(worker.state, 2)
+        assert budget.spill is not None
+        budget.spill._read.clear()  # a few, however many there are
+        worker.pending.clear()
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        budget.close()
+    assert held / steps < 1700
 
 
 def test_a_step_that_is_gone_is_missed(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from claw_r1.codec import encode
 from claw_r1.events import (
     Decision,
     Event,
@@ -15,6 +16,7 @@ from claw_r1.events import (
     Outcome,
     RecipeActive,
     RunPurged,
+    Sample,
     Step,
     Trajectory,
     TrajectoryFact,
@@ -44,6 +46,7 @@ from tests.unit.streams.partition_log import (
     START,
     Entry,
     Worker,
+    a_decision,
     a_log,
     check_one_fate,
     effects,
@@ -265,6 +268,18 @@ def test_a_late_step_of_an_earlier_round_stays_out_of_the_open_one() -> None:
     assert worker.state.groups == {}
 
 
+def test_a_prompt_that_is_used_for_ever_takes_no_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_module, "MAX_EARLIER", 20)
+    worker = play(entries([set_recipe(a_recipe(group={"size": 1}))]), until=START)
+    for number in range(100):
+        for fact in a_trajectory(f"t{number}", steps=1):
+            worker.fold(Entry(START, fact))
+        closed = worker.state.closed[RUN, PROMPT]
+        assert f"t{number}" in closed.trajectories
+        assert len(closed.trajectories) <= 20
+    assert closed.round == 100
+
+
 def test_a_slow_group_holds_back_the_offset_and_no_other_group() -> None:
     facts = [one_recipe(), a_started(a_step(prompt_uid="slow")), *a_group(prompt_uid="fast")]
     worker = play(entries(facts), until=START)
@@ -389,12 +404,28 @@ def test_an_ended_trajectory_is_announced_once_with_its_conversation() -> None:
     assert (announced.task_id, announced.status) == ("task", "completed")
 
 
-@pytest.mark.parametrize("messages", [b"{}", b"7", b"[", b'["' + b"x" * MAX_MESSAGES_BYTES + b'"]'])
+NESTED = b"[" * 5000 + b"]" * 5000
+"""More than a parser goes down."""
+LATIN = b'[{"role":"user","content":"caf\xe9"}]'
+"""As an agent sent it that does not write UTF-8: its engine refuses it, and the step is recorded."""
+
+
+@pytest.mark.parametrize(
+    "messages", [b"{}", b"7", b"[", b'["' + b"x" * MAX_MESSAGES_BYTES + b'"]', LATIN, b"[%b]" % NESTED]
+)
 def test_a_conversation_that_cannot_be_read_or_sent_stays_out(messages: bytes) -> None:
     worker = play(entries([one_recipe(), a_step(new_messages=messages), an_end()]), until=START)
     (announced,) = [e for e in worker.durable if isinstance(e, Trajectory)]
     assert announced.messages is None
     assert announced.complete
+
+
+@pytest.mark.parametrize("reply", [b"{", LATIN[1:-1], NESTED])
+def test_a_reply_that_cannot_be_read_stays_out_too(reply: bytes) -> None:
+    worker = play(entries([one_recipe(size=1), a_step(reply=reply), a_reward(), an_end()]))
+    (announced,) = [e for e in worker.durable if isinstance(e, Trajectory)]
+    assert announced.messages is None
+    assert len([e for e in worker.durable if isinstance(e, GroupReady)]) == 1, "its tokens are whole"
 
 
 def test_an_incomplete_trajectory_is_announced_after_its_grace() -> None:
@@ -407,6 +438,70 @@ def test_an_incomplete_trajectory_is_announced_after_its_grace() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- bounds
+
+
+def check_records(events: list[Event]) -> None:
+    """Each fits into a record: one that did not would end its worker, at every start."""
+    for event in events:
+        encode(event, source="test")
+
+
+def test_a_group_of_too_many_trajectories_is_discarded_and_the_next_ones_open_a_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(state_module, "MAX_TRAJECTORIES", 10)
+    openers = [an_open(trajectory_uid=f"t{number}") for number in range(12)]
+    worker = play(entries([one_recipe(), a_reward(trajectory_uid="nobody"), *openers]), until=START)
+    worker.flush()
+    fates = outcomes(worker.durable, "discarded")
+    assert {o.reason for o in fates} == {"too_many_trajectories"}
+    assert {o.trajectory_uid for o in fates} == {None, *(f"t{number}" for number in range(10))}
+    assert {group.round: set(group.trajectories) for group in worker.state.groups.values()} == {2: {"t10", "t11"}}
+    check_one_fate(worker.durable)
+
+
+def test_what_is_said_of_a_group_of_as_many_trajectories_as_it_may_have_fits_into_records() -> None:
+    names = [f"{number:0128d}" for number in range(state_module.MAX_TRAJECTORIES + 1)]
+    worker = play(entries([one_recipe(), *a_group()]))
+    (closed,) = outcomes(worker.durable, "closed")
+    (ready,) = [e for e in worker.durable if isinstance(e, GroupReady)]
+    members = tuple(ready.members[0].model_copy(update={"trajectory_uid": name}) for name in names)
+    samples = ready.sample_ids * len(names)
+    check_records([closed.model_copy(update={"trajectories": tuple(names)})])
+    check_records([ready.model_copy(update={"members": members, "sample_ids": samples})])
+
+
+def test_a_group_whose_marker_no_record_holds_is_discarded() -> None:
+    said = [
+        a_decision(PROMPT, None, "tag", number, value="odd").model_copy(update={"reason": "x" * 16_384})
+        for number in range(520)
+    ]
+    worker = play(entries([one_recipe(), *a_group()[:-1], *said, a_group()[-1]]))
+    assert [e for e in worker.durable if isinstance(e, Sample | GroupReady)] == []
+    fates = outcomes(worker.durable, "discarded")
+    assert {(o.trajectory_uid, o.reason) for o in fates} == {(uid, "too_large") for uid in (T0, T1, None)}
+    check_records(worker.durable)
+    check_one_fate(worker.durable)
+
+
+def test_rewards_of_very_many_sources_keep_their_trajectory_out_and_nobody_else() -> None:
+    rewards = [a_reward(source=f"{number:0128d}", trajectory_uid=T0) for number in range(40_000)]
+    metadata = {"reason": "x" * 2**19}
+    facts = [*a_trajectory(T0)[:-1], an_open(trajectory_uid=T0, metadata=metadata), *rewards, an_end(trajectory_uid=T0)]
+    worker = play(entries([one_recipe(min_size=1), *facts, *a_trajectory(T1)]), until=START)
+    fates = {o.trajectory_uid: (o.outcome, o.reason) for o in worker.durable if isinstance(o, Outcome)}
+    assert (fates[T0], fates[T1]) == (("discarded", "too_large"), ("emitted", "complete"))
+    assert [e.rewards == () for e in worker.durable if isinstance(e, Trajectory)] == [True, False]
+    check_records(worker.durable)
+
+
+def test_rewards_of_very_many_components_are_told_without_them() -> None:
+    reward = a_reward(components={f"{number:0128d}": 1.0 for number in range(40_000)})
+    messages = b'["' + b"x" * (MAX_MESSAGES_BYTES - 100) + b'"]'
+    worker = play(entries([one_recipe(), a_step(new_messages=messages), reward, an_end()]), until=START)
+    (announced,) = [e for e in worker.durable if isinstance(e, Trajectory)]
+    assert [(r.value, r.components) for r in announced.rewards] == [(1.0, {})]
+    check_records(worker.durable)
 
 
 def test_many_facts_on_one_open_group_do_not_pile_up_times() -> None:
@@ -448,3 +543,12 @@ def test_a_step_id_with_another_payload_is_counted() -> None:
     other = Step.model_validate(step.model_dump() | {"fact_id": "f2"})
     worker = play(entries([one_recipe(), step, other]))
     assert worker.state.conflicts == 1
+
+
+def test_a_step_of_a_known_id_that_says_the_same_is_a_copy_and_another_is_a_conflict() -> None:
+    step = a_step(step_id="s")
+    others = [a_step(step_id="s", response=(7, 8)), a_step(step_id="s", trajectory_uid="another")]
+    worker = play(entries([one_recipe(), step, step]), until=START)
+    assert (worker.state.duplicates, worker.state.conflicts) == (1, 0)
+    worker = play(entries([one_recipe(), step, *others]), until=START)
+    assert (worker.state.duplicates, worker.state.conflicts) == (2, 2)

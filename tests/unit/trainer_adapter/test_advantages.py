@@ -3,11 +3,13 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from claw_r1.algorithms import PRESETS
+from claw_r1.curation import MAX_NUMBER
 from trainer_adapter.advantages import BY_ALGORITHM, grpo, reinforce, rloo, sft
 
 rewards = st.dictionaries(st.text(min_size=1, max_size=4), st.floats(-100, 100), min_size=1, max_size=16)
@@ -27,6 +29,14 @@ def test_four_trajectories() -> None:
 @pytest.mark.parametrize("values", [[3.0], [0.1] * 3, [0.0, 0.0], []])
 def test_a_singleton_and_a_flat_group_have_none(values: list[float]) -> None:
     assert set(grpo({str(number): value for number, value in enumerate(values)}).values()) <= {0.0}
+
+
+@given(
+    st.dictionaries(st.text(max_size=4), st.sampled_from((-MAX_NUMBER, 0.0, 1.0, MAX_NUMBER)), min_size=1, max_size=8)
+)
+def test_of_the_largest_rewards_they_fit_into_a_trainers_32_bits(group: dict[str, float]) -> None:
+    for of_algorithm in BY_ALGORITHM.values():
+        assert np.isfinite(np.array(list(of_algorithm(group).values()), np.float32)).all()
 
 
 @given(rewards)

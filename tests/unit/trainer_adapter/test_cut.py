@@ -12,6 +12,7 @@ from claw_r1.reasons import BATCH_EXCLUSIONS
 from claw_r1.recipes import Recipe
 from tests.factories import a_ready_group, a_recipe, a_reward
 from trainer_adapter import groups
+from trainer_adapter import groups as groups_module
 from trainer_adapter.cut import (
     History,
     Selection,
@@ -239,6 +240,19 @@ def test_bounds_hold() -> None:
     for sequence, name in enumerate("abc", 1):
         remembered.take(a_cut(sequence, Selection((a_ready(group_id=name),), ()), shelf))
     assert [("default", name) in remembered for name in "abc"] == [False, True, True]
+
+
+def test_a_prompt_that_is_used_for_ever_does_not_slow_its_trainer_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups_module, "MAX_FURTHER", 10)
+    shelf = Shelf(Remembered())
+    remembered = Remembered()
+    names = ["p", *(f"p#{round_}" for round_ in range(2, 101))]
+    for sequence, name in enumerate(names, 1):
+        remembered.take(a_cut(sequence, Selection((a_ready(group_id=name),), ()), shelf))
+    found = [name for name, _ in remembered.of_prompt("default", "p")]
+    assert found == ["p", *names[-10:]]
+    assert [name for name, _ in remembered.of_prompt("default", "p", "p#7")] == ["p#7"], "what is named is found"
+    assert remembered.of_prompt("default", "p", "other#7") == []
 
 
 def test_large_bodies_lie_apart_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,14 @@ def test_steps_get_their_whole_prompts_and_messages_back() -> None:
     assert (first.text, first.media, second.media) == ("world", True, True)
 
 
+@pytest.mark.parametrize("over", [{"new_messages": "[" * 5000}, {"reply": "[" * 5000 + "]" * 5000}, {"reply": "7"}])
+def test_a_conversation_that_cannot_be_read_is_not_given(over: dict[str, Any]) -> None:
+    step = a_step((1, 2, 3), (4, 5))
+    with pytest.raises(Missing) as missing:
+        restore([a_row(step) | over], [step.step_id])
+    assert missing.value.reason == "context_lost"
+
+
 def test_a_prefix_that_is_not_the_senders_is_not_given() -> None:
     root = a_step((1, 2, 3), (4, 5))
     child = a_child(root, (1, 2, 3), (6,), (7, 8))

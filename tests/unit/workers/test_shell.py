@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
+from prometheus_client import REGISTRY
 
+from claw_r1 import membership
 from claw_r1.cli.config import config
 from claw_r1.errors import RetryableError, WrongUse
 from claw_r1.membership import Standing
+from claw_r1.metrics import WORKERS_BACKLOG
 from claw_r1.rewards.rollout import Missing, StepView
 from claw_r1.settings import WorkersSettings
 from streams.workers import pool
@@ -41,6 +44,30 @@ def test_a_worker_begins_where_the_group_stood() -> None:
 def test_a_log_that_lost_what_is_next_stops_the_worker(committed: int, why: str) -> None:
     with pytest.raises(LostTrajectories, match=why):
         begin(committed, 5, 9)
+
+
+def test_the_backlog_of_a_partition_that_went_to_another_worker_is_not_told_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stays, goes = TopicPartition("t", 90), TopicPartition("t", 91)
+
+    async def play() -> None:
+        consumer = TrajectoryConsumer(WorkersSettings(), asyncio.Event(), lambda record: asyncio.sleep(0))
+        monkeypatch.setattr(consumer, "_consumer", None, raising=False)
+        monkeypatch.setattr(membership, "seek", lambda *_: None)
+        monkeypatch.setattr(membership, "read_standings", standings)
+        for assigned in ({stays, goes}, {stays}):
+            consumer._joined = assigned
+            await consumer._resume(assigned)
+            for tp in assigned:
+                WORKERS_BACKLOG.labels(str(tp.partition)).set(7)
+
+    async def standings(_: Any, assigned: set[TopicPartition]) -> dict[TopicPartition, Standing]:
+        return dict.fromkeys(assigned, Standing(None, 0, 9))
+
+    asyncio.run(play())
+    told = [REGISTRY.get_sample_value("claw_workers_backlog_records", {"partition": n}) for n in ("90", "91")]
+    assert told == [7, None]
 
 
 def test_work_that_fails_unexpectedly_is_not_done_and_ends_the_worker() -> None:
