@@ -22,6 +22,7 @@ from claw_r1.checks.finding import Finding
 from claw_r1.codec import Record
 from claw_r1.errors import ClawError
 from claw_r1.local.stack import RunningStack
+from claw_r1.local.state import read_state
 from tests.conftest import wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -167,21 +168,27 @@ def _away(stack: RunningStack) -> list[int]:
         return []
 
 
-def test_down_ends_all_and_a_broker_that_lost_its_disk_gets_its_copies_back(cluster: RunningStack, data: Path) -> None:
+def test_a_broker_that_lost_its_disk_gets_its_copies_back_and_down_ends_all(cluster: RunningStack, data: Path) -> None:
+    frozen = cluster.freeze("kafka-3")  # so that it is not the last that leads: what only a lost disk had is lost
+    wait_until(lambda: _away(cluster) == [3], what="the others know that it is away", timeout=LONGEST)
+    down_without(frozen, data)
+    shutil.rmtree(data / "kafka-3")
+    assert up(data).returncode == 0
+    wait_whole(cluster, "after another start, of one on a new disk")
+    for name in ("kafka-1", "kafka-2"):  # the third leads then, and has what it got from them
+        cluster.wait_restarted(name, cluster.kill(name), LONGEST)
+        wait_whole(cluster, f"after {name}")
+    assert asyncio.run(written(cluster.kafka)) == RECORDS
     pids = dict(cluster.pids)
     assert claw("down", data=data).returncode == 0
     assert [name for name, pid in pids.items() if psutil.pid_exists(pid)] == []
     log = (data / "logs" / "supervisor.log").read_text()
     assert "killed" not in log.rpartition("restart in")[2]
-    assert up(data).returncode == 0
-    wait_whole(cluster, "after another start")
-    cluster.freeze("kafka-3")  # so that it is not the last that leads: what only a lost disk had is lost
-    wait_until(lambda: _away(cluster) == [3], what="the others know that it is away", timeout=LONGEST)
-    assert claw("down", data=data).returncode == 0
-    shutil.rmtree(data / "kafka-3")
-    assert up(data).returncode == 0
-    wait_whole(cluster, "on the new disk")
-    for name in ("kafka-1", "kafka-2"):  # the third leads then, and has what it got from them
-        cluster.wait_restarted(name, cluster.kill(name), LONGEST)
-        wait_whole(cluster, f"after {name}")
-    assert asyncio.run(written(cluster.kafka)) == RECORDS
+
+
+def down_without(frozen: int, data: Path) -> None:
+    """`claw down`; what is frozen would hear of it once it goes on, and is killed while it is told."""
+    with subprocess.Popen([*CLAW, "down", "--data", str(data)]) as down:
+        wait_until(lambda: read_state(data).phase == "stopping", what="the stack stops")
+        os.kill(frozen, signal.SIGKILL)
+    assert down.returncode == 0
