@@ -51,6 +51,9 @@ _OF_TOPIC = 1
 _NOT_LED_YET = (UnknownTopicOrPartitionError.errno, LeaderNotAvailableError.errno, NotLeaderForPartitionError.errno)
 
 FETCH_BYTES = MAX_RECORD_BYTES + 65_536
+NO_LONG_POLL_MS = 10
+"""Milliseconds that a broker waits for records to come, where a consumer reads what is there: it answers the requests of a
+connection one after the other, and whatever else is asked would wait half a second behind a fetch at a partition's end."""
 START_DEADLINE = 45.0
 """Seconds for a client's start: longer than a broker takes to end the transaction of a producer that was killed."""
 SHOWN_PAUSE = 0.05
@@ -562,7 +565,7 @@ async def read_range(
 
 async def read_topic(kafka: str, topic: str, *, client_id: str) -> list[ConsumerRecord]:
     """Every committed record that a (small) topic holds now, partition by partition. Raises UserError if it is missing."""
-    consumer = await start_consumer(kafka, client_id=client_id)
+    consumer = await start_consumer(kafka, client_id=client_id, fetch_max_wait_ms=NO_LONG_POLL_MS)
     try:
         numbers = await partitions_of(consumer, topic)
         partitions = [TopicPartition(topic, number) for number in sorted(numbers)]

@@ -100,7 +100,11 @@ class PartitionWorker:
             transaction_timeout=settings.transaction_timeout,
         )
         recipes = await bus.read_topic(settings.kafka, RECIPES, client_id="claw-streams-recipes")
-        consumer = await bus.start_consumer(settings.kafka, client_id=f"claw-streams-replay-{self.partition}")
+        consumer = await bus.start_consumer(
+            settings.kafka,
+            client_id=f"claw-streams-replay-{self.partition}",
+            fetch_max_wait_ms=bus.NO_LONG_POLL_MS,
+        )
         try:
             await self._replay(consumer, committed, recipes)
         finally:
