@@ -51,9 +51,6 @@ _OF_TOPIC = 1
 _NOT_LED_YET = (UnknownTopicOrPartitionError.errno, LeaderNotAvailableError.errno, NotLeaderForPartitionError.errno)
 
 FETCH_BYTES = MAX_RECORD_BYTES + 65_536
-NO_LONG_POLL_MS = 10
-"""Milliseconds that a broker waits for records to come, where a consumer reads what is there: it answers the requests of a
-connection one after the other, and whatever else is asked would wait half a second behind a fetch at a partition's end."""
 START_DEADLINE = 45.0
 """Seconds for a client's start: longer than a broker takes to end the transaction of a producer that was killed."""
 SHOWN_PAUSE = 0.05
@@ -130,6 +127,12 @@ async def start_consumer(
             await stop_consumer(consumer)
             raise
     return consumer
+
+
+async def start_reader(kafka: str, *, client_id: str, auto_offset_reset: str = "earliest") -> AIOKafkaConsumer:
+    """A started consumer for what is there now. At a partition's end its fetches wait 10 ms for more, and not half a second: a
+    broker answers a connection's requests one by one, and the next partition, or a question, would wait for that."""
+    return await start_consumer(kafka, client_id=client_id, auto_offset_reset=auto_offset_reset, fetch_max_wait_ms=10)
 
 
 async def stop_consumer(consumer: AIOKafkaConsumer, *, deadline: float = STOP_DEADLINE) -> None:
@@ -565,7 +568,7 @@ async def read_range(
 
 async def read_topic(kafka: str, topic: str, *, client_id: str) -> list[ConsumerRecord]:
     """Every committed record that a (small) topic holds now, partition by partition. Raises UserError if it is missing."""
-    consumer = await start_consumer(kafka, client_id=client_id, fetch_max_wait_ms=NO_LONG_POLL_MS)
+    consumer = await start_reader(kafka, client_id=client_id)
     try:
         numbers = await partitions_of(consumer, topic)
         partitions = [TopicPartition(topic, number) for number in sorted(numbers)]

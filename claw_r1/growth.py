@@ -57,7 +57,7 @@ async def grow(
     """
     try:
         async with bus.admin(kafka) as client:
-            consumer = await bus.start_consumer(kafka, client_id=_CLIENT, committed_only=True)
+            consumer = await bus.start_reader(kafka, client_id=_CLIENT)
             try:
                 return await _grow(kafka, client, consumer, partitions, streams, workers, wait, dry_run)
             finally:
