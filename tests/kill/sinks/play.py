@@ -14,8 +14,8 @@ from tests.workers import Worker
 
 SESSION = 3.0
 """Seconds for which a sink may be silent: then the partitions of one that was killed, or is paused, are another's."""
-GROUPS, FACTS = 40, 64
-"""Groups of a burst, and the facts of each: 8 trajectories of 3 steps, with reward and end."""
+GROUPS = 24
+"""Of a burst: each has 64 facts, 8 trajectories of 3 steps, with reward and end. A flush takes 300 rows."""
 
 
 def a_sink(stack: RunningStack, log: Path, database: str, stage: str = "sinks", **over: Any) -> Worker:
