@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ async def written(kafka: str) -> int:
 
 def copies(stack: RunningStack) -> Copies:
     async def ask() -> Copies:
-        async with bus.admin(stack.kafka) as client:
+        async with bus.admin(stack.kafka, request_timeout=5.0) as client:  # the first that is asked may hang
             return await read_copies(client)
 
     return asyncio.run(ask())
@@ -102,8 +103,9 @@ def finding_of(stack: RunningStack) -> Finding:
 
 
 def status(data: Path) -> tuple[int, dict[str, Any], str]:
-    done = claw("status", "--json", data=data)
-    return done.returncode, json.loads(done.stdout), claw("status", data=data).stdout
+    with ThreadPoolExecutor(2) as both:
+        done, shown = both.map(lambda options: claw("status", *options, data=data), (["--json"], []))
+    return done.returncode, json.loads(done.stdout), shown.stdout
 
 
 def test_three_brokers_keep_three_copies_of_every_topic(cluster: RunningStack) -> None:
