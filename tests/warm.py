@@ -39,6 +39,15 @@ FIRST_IMPORTS: Final = {
 }
 """What a program's module imports: itself it must not be imported, since some begin at once."""
 
+ELSEWHERE: Final = """
+import runpy, sys, types
+tests = sys.modules["tests"] = types.ModuleType("tests")
+tests.__path__ = [sys.argv[1] + "/tests"]  # a package of the environment may have this name
+sys.path[0] = sys.argv[1]
+runpy.run_module("tests.warm", run_name="__main__")
+"""
+"""Begins the server by the Python of another environment."""
+
 _servers: dict[str, socket.socket] = {}
 _starting = threading.Lock()
 
@@ -49,10 +58,14 @@ def _connect(python: str, env: Mapping[str, str]) -> socket.socket:
     if python not in _servers:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [python, "-m", "tests.warm", str(theirs.fileno())]
-            known = None if python == sys.executable else dict(env)
+            ours_too = python == sys.executable
+            begin = ["-m", "tests.warm"] if ours_too else ["-c", ELSEWHERE, str(ROOT)]
             server = subprocess.Popen(
-                command, cwd=ROOT, env=known, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+                [python, *begin, str(theirs.fileno())],
+                cwd=ROOT,
+                env=None if ours_too else dict(env),
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
             )
         _servers[python] = ours
         atexit.register(_disconnect, ours, server)
@@ -62,6 +75,12 @@ def _connect(python: str, env: Mapping[str, str]) -> socket.socket:
 def _disconnect(control: socket.socket, server: "subprocess.Popen[bytes]") -> None:
     control.close()
     server.wait(30)
+
+
+def leave(python: str) -> None:
+    """End that Python's server, if there is one: what it has imported may be much."""
+    if (control := _servers.pop(python, None)) is not None:
+        control.close()
 
 
 class Started:
@@ -243,4 +262,4 @@ def _become(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _become(_serve(socket.socket(fileno=int(sys.argv[1]))))
+    _become(_serve(socket.socket(fileno=int(sys.argv[-1]))))
