@@ -70,7 +70,7 @@ def wait_until(condition: Callable[[], bool], *, what: str, timeout: float = 60.
             return
         now = time.monotonic()
         assert now < deadline, f"after {timeout:.0f} s still not: {what}"
-        time.sleep(max(0.05, now - began))
+        time.sleep(min(max(0.05, now - began), 0.5))
 
 
 @pytest.fixture(scope="session")
