@@ -129,6 +129,12 @@ async def start_consumer(
     return consumer
 
 
+async def start_reader(kafka: str, *, client_id: str, auto_offset_reset: str = "earliest") -> AIOKafkaConsumer:
+    """A started consumer for what is there now. At a partition's end its fetches wait 10 ms for more, and not half a second: a
+    broker answers a connection's requests one by one, and the next partition, or a question, would wait for that."""
+    return await start_consumer(kafka, client_id=client_id, auto_offset_reset=auto_offset_reset, fetch_max_wait_ms=10)
+
+
 async def stop_consumer(consumer: AIOKafkaConsumer, *, deadline: float = STOP_DEADLINE) -> None:
     """Stop a consumer, also while the broker is away.
 
@@ -562,7 +568,7 @@ async def read_range(
 
 async def read_topic(kafka: str, topic: str, *, client_id: str) -> list[ConsumerRecord]:
     """Every committed record that a (small) topic holds now, partition by partition. Raises UserError if it is missing."""
-    consumer = await start_consumer(kafka, client_id=client_id)
+    consumer = await start_reader(kafka, client_id=client_id)
     try:
         numbers = await partitions_of(consumer, topic)
         partitions = [TopicPartition(topic, number) for number in sorted(numbers)]

@@ -69,7 +69,7 @@ async def grow(
     kafka = settings.kafka
     try:
         async with bus.admin(kafka) as client:
-            consumer = await bus.start_consumer(kafka, client_id=_CLIENT, committed_only=True)
+            consumer = await bus.start_reader(kafka, client_id=_CLIENT)
             try:
                 before = await _count(client, EVENTS)
                 if partitions < before:

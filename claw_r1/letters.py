@@ -153,7 +153,7 @@ class DeadLetterTopic:
     @classmethod
     async def opened(cls, kafka: str, topic: str) -> "DeadLetterTopic":
         """Raises UserError if the topic has no dead letters' topic."""
-        consumer = await bus.start_consumer(kafka, client_id="claw-dlq")
+        consumer = await bus.start_reader(kafka, client_id="claw-dlq")
         try:
             try:
                 await bus.partitions_of(consumer, dlq_topic(topic))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import faust
 from aiokafka import TopicPartition
 from faust.auth import SASLCredentials, SSLCredentials
+from faust.tables import TableManager
 from faust.transport.drivers.aiokafka import Consumer, Producer, Transport
 from faust.types import TP
 
@@ -78,6 +79,14 @@ class BatchTransport(Transport):
     Producer = IdempotentProducer
 
 
+class NoTables(TableManager):
+    """Faust waits a second for tables that are declared late."""
+
+    async def on_start(self) -> None:
+        await self._update_channels()
+        await self.recovery.start()
+
+
 class StatelessApp(faust.App):
     """Without tables nothing of Faust's lies on disk, so it makes no folders in the working directory."""
 
@@ -115,6 +124,7 @@ class StreamWorker:
             consumer_max_fetch_size=bus.FETCH_BYTES,
             broker_max_poll_records=2000,
             table_standby_replicas=1,
+            TableManager=NoTables,
             stream_wait_empty=False,
             topic_allow_declare=False,
             topic_disable_leader=True,

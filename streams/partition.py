@@ -110,7 +110,7 @@ class PartitionWorker:
             transaction_timeout=settings.transaction_timeout,
         )
         recipes = await bus.read_topic(settings.kafka, RECIPES, client_id="claw-streams-recipes")
-        consumer = await bus.start_consumer(settings.kafka, client_id=f"claw-streams-replay-{self.partition}")
+        consumer = await bus.start_reader(settings.kafka, client_id=f"claw-streams-replay-{self.partition}")
         try:
             await self._replay(consumer, committed, recipes)
         finally:

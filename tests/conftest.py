@@ -62,11 +62,15 @@ def group_of(nodeid: str) -> str:
 
 
 def wait_until(condition: Callable[[], bool], *, what: str, timeout: float = 60.0) -> None:
-    """Wait for a condition; fail with `what` was waited for."""
+    """Wait for a condition; fail with `what` was waited for. A look that takes long leaves as much time to what it looks at."""
     deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"after {timeout:.0f} s still not: {what}"
-        time.sleep(0.05)
+    while True:
+        began = time.monotonic()
+        if condition():
+            return
+        now = time.monotonic()
+        assert now < deadline, f"after {timeout:.0f} s still not: {what}"
+        time.sleep(min(max(0.05, now - began), 0.5))
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -39,20 +39,37 @@ FIRST_IMPORTS: Final = {
 }
 """What a program's module imports: itself it must not be imported, since some begin at once."""
 
-_server: list[socket.socket] = []
+ELSEWHERE: Final = """
+import runpy, sys, types
+tests = sys.modules["tests"] = types.ModuleType("tests")
+tests.__path__ = [sys.argv[1] + "/tests"]  # a package of the environment may have this name
+sys.path[0] = sys.argv[1]
+runpy.run_module("tests.warm", run_name="__main__")
+"""
+"""Begins the server by the Python of another environment."""
+
+_servers: dict[str, socket.socket] = {}
 _starting = threading.Lock()
 
 
-def _connect() -> socket.socket:
-    """The server of this process, begun by the first who asks. It ends when its other end is closed, and so with us."""
-    if not _server:
+def _connect(python: str, env: Mapping[str, str]) -> socket.socket:
+    """The server of this process and of that Python, begun by the first who asks, in its environment; all who ask for another
+    Python than ours have the same. It ends when its other end is closed, and so with us."""
+    if python not in _servers:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "tests.warm", str(theirs.fileno())]
-            server = subprocess.Popen(command, cwd=ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-        _server.append(ours)
+            ours_too = python == sys.executable
+            begin = ["-m", "tests.warm"] if ours_too else ["-c", ELSEWHERE, str(ROOT)]
+            server = subprocess.Popen(
+                [python, *begin, str(theirs.fileno())],
+                cwd=ROOT,
+                env=None if ours_too else dict(env),
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        _servers[python] = ours
         atexit.register(_disconnect, ours, server)
-    return _server[0]
+    return _servers[python]
 
 
 def _disconnect(control: socket.socket, server: "subprocess.Popen[bytes]") -> None:
@@ -60,8 +77,15 @@ def _disconnect(control: socket.socket, server: "subprocess.Popen[bytes]") -> No
     server.wait(30)
 
 
+def leave(python: str) -> None:
+    """End that Python's server, if there is one: what it has imported may be much."""
+    if (control := _servers.pop(python, None)) is not None:
+        control.close()
+
+
 class Started:
-    """A program that was started; of what `subprocess.Popen` has, what tests need."""
+    """A program that was started; of what `subprocess.Popen` has, what tests need. `python` may be that of another environment:
+    then `imports` says what to import before."""
 
     def __init__(
         self,
@@ -72,15 +96,17 @@ class Started:
         stdin: int | IO[Any] | None = None,
         stdout: int | IO[Any] | None = None,
         stderr: int | IO[Any] | None = None,
+        python: str = sys.executable,
+        imports: Sequence[str] = (),
     ) -> None:
         self.args = [module, *arguments]
         self.returncode: int | None = None
         self._said = b""
         self._reading = threading.Lock()
-        request = {
+        request: dict[str, Any] = {
             "module": module,
             "arguments": arguments,
-            "imports": _imports_of(module, arguments),
+            "imports": [*imports, *_imports_of(module, arguments)],
             "env": dict(os.environ if env is None else env),
             "cwd": str(cwd or Path.cwd()),
         }
@@ -92,7 +118,7 @@ class Started:
             files = [stdin, sys.__stdout__ if stdout is None else stdout, sys.__stderr__ if stderr is None else stderr]
             numbers = [file if isinstance(file, int) else file.fileno() for file in files if file is not None]
             with _starting:
-                socket.send_fds(_connect(), [b"."], [theirs.fileno(), *numbers])
+                socket.send_fds(_connect(python, request["env"]), [b"."], [theirs.fileno(), *numbers])
         self._talk.sendall(json.dumps(request).encode() + b"\n")
         self.pid = int(self._line())
 
@@ -153,12 +179,15 @@ def run(
     cwd: Path | None = None,
     input: str = "",
     timeout: float = 120.0,
+    python: str = sys.executable,
+    imports: Sequence[str] = (),
 ) -> "subprocess.CompletedProcess[str]":
     """Run a program to its end. Raises subprocess.TimeoutExpired, and then it is killed."""
     with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         given.write(input)
         given.seek(0)
-        process = Started(module, *arguments, env=env, cwd=cwd, stdin=given, stdout=out, stderr=err)
+        where: dict[str, Any] = {"env": env, "cwd": cwd, "python": python, "imports": imports}
+        process = Started(module, *arguments, stdin=given, stdout=out, stderr=err, **where)
         try:
             code = process.wait(timeout)
         finally:
@@ -233,4 +262,4 @@ def _become(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _become(_serve(socket.socket(fileno=int(sys.argv[1]))))
+    _become(_serve(socket.socket(fileno=int(sys.argv[-1]))))

@@ -25,8 +25,8 @@ from claw_r1.bus import (
     end_offsets,
     failure,
     read_range,
-    start_consumer,
     start_producer,
+    start_reader,
     stop_consumer,
     stop_producer,
     track_topics,
@@ -286,7 +286,7 @@ class Ledger:
     async def _records(self, start: int, end: int | None) -> AsyncIterator[tuple[int, Event]]:
         """The recipe's records from `start` on."""
         key = self._recipe.encode()
-        consumer = await start_consumer(self._kafka, client_id=self.client_id)
+        consumer = await start_reader(self._kafka, client_id=self.client_id)
         try:
             if topics.CUTS not in await consumer.topics():
                 raise UserError(f"the broker has no topic {topics.CUTS}: create it with `claw topics apply`")

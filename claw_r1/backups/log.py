@@ -119,7 +119,7 @@ async def copy_topics(kafka: str, plans: Sequence[TopicPlan], folder: Folder, co
 
     Raises UserError if retention took records meanwhile, RetryableError if the broker is away.
     """
-    consumer = await bus.start_consumer(kafka, client_id=_CLIENT, auto_offset_reset="none")
+    consumer = await bus.start_reader(kafka, client_id=_CLIENT, auto_offset_reset="none")
     try:
         for plan in plans:
             for number, span in enumerate(plan.spans):
@@ -475,7 +475,7 @@ async def commit_groups(kafka: str, groups: Sequence[Committed]) -> None:
 
 async def verify_topics(kafka: str, plans: Sequence[TopicPlan], folder: Folder, count: Counted) -> list[str]:
     """What of the topics is not as it was: partitions whose ends or records differ."""
-    consumer = await bus.start_consumer(kafka, client_id=_CLIENT, auto_offset_reset="none")
+    consumer = await bus.start_reader(kafka, client_id=_CLIENT, auto_offset_reset="none")
     try:
         return [
             wrong

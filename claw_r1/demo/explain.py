@@ -442,7 +442,7 @@ class Log:
     async def read(self, prompt_uid: str) -> list[tuple[ConsumerRecord, Event]]:
         """The records about one group, in the order of its partition."""
         found = []
-        consumer = await bus.start_consumer(self._kafka, client_id="claw-explain")
+        consumer = await bus.start_reader(self._kafka, client_id="claw-explain")
         try:
             consumer.assign(list(self._starts))
             ends = await bus.end_offsets(consumer, self._starts)

@@ -31,7 +31,8 @@ SIZES: Final = (1, 3)
 MOST_COPIES: Final = 3
 
 # What brokers on 127.0.0.1 need. A killed broker is registered anew only after its old session has expired, and its
-# partitions get another leader only then, so the session is short. Internal topics have as many copies as all others.
+# partitions get another leader only then, so the session is short. Internal topics have as many copies as all others. The
+# transaction of a producer that was killed holds up all who read behind it: it is looked for every second, not every ten.
 PROPERTIES = """\
 process.roles=broker,controller
 node.id={number}
@@ -53,6 +54,7 @@ offsets.topic.num.partitions=4
 transaction.state.log.replication.factor={copies}
 transaction.state.log.min.isr={least}
 transaction.state.log.num.partitions=4
+transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 share.coordinator.state.topic.replication.factor={copies}
 share.coordinator.state.topic.min.isr={least}
 group.initial.rebalance.delay.ms=0

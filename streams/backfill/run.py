@@ -168,7 +168,7 @@ async def await_pool(
     async with contextlib.AsyncExitStack() as closing:
         every = await bus.start_consumer(places.kafka, client_id="claw-backfill", committed_only=False)
         closing.push_async_callback(bus.stop_consumer, every)
-        committed = await bus.start_consumer(places.kafka, client_id="claw-backfill")
+        committed = await bus.start_reader(places.kafka, client_id="claw-backfill")
         closing.push_async_callback(bus.stop_consumer, committed)
         ends = await bus.end_offsets(every, wanted)
         starts = await every.beginning_offsets(wanted)

@@ -6,18 +6,29 @@ import json
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from claw_r1.codec import restore_prompt, unpack_floats, unpack_ids
 from claw_r1.events import Step
 from claw_r1.ids import new_id
+from tests import warm
 from tests.clients.script import MARKER, Script
 from tests.clients.setup import missing, venv
 from tests.integration.gateway_stand import Engine, Stand, a_gateway, an_engine
 
-ROOT = Path(__file__).parent.parent.parent
 CLIENT_DEADLINE = 90.0
+LITELLM = ["litellm", "litellm.responses.mcp.litellm_proxy_mcp_handler", "openai.resources"]
+IMPORTS = {
+    "anthropic_sdk": ["anthropic.resources"],
+    "langgraph_agent": ["langchain_anthropic", "langchain_openai", "langgraph.prebuilt"],
+    "litellm_client": LITELLM,
+    "mini_swe": LITELLM,
+    "openai_agents": ["agents", "openai.resources"],
+    "openai_sdk": ["openai.resources"],
+}
+"""What a driver's process is spared reading anew: the client in it is as it is everywhere, but was imported before."""
 REPORT = {"marker-42-c0de"}
 """What a client reports that was asked for one tool call."""
 REPORTS = REPORT | {"marker-42-beef"}
@@ -46,9 +57,12 @@ class Play:
 
     async def drive(self, driver: str, *arguments: str, lock: str = "clients", base: str | None = None) -> Any:
         """Run tests/clients/drivers/<driver>.py; gives the JSON that it printed last."""
+        start = partial(warm.run, f"tests.clients.drivers.{driver}", base or f"{self.base}/v1", *arguments)
         python = str(venv(lock) / "bin" / "python")
-        command = [python, "-m", f"tests.clients.drivers.{driver}", base or f"{self.base}/v1", *arguments]
-        return json.loads((await run_client(command, cwd=ROOT)).splitlines()[-1])
+        where: dict[str, Any] = {"env": offline(), "cwd": warm.ROOT, "python": python, "imports": IMPORTS[driver]}
+        done = await asyncio.to_thread(start, timeout=CLIENT_DEADLINE, **where)
+        assert done.returncode == 0, f"ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return json.loads(done.stdout.splitlines()[-1])
 
     async def check_steps(self, *, kinds: Sequence[str] = ("tool", "report")) -> list[Step]:
         """Every whole answer of the engine is one durable step of the one trajectory, token by token.

@@ -53,9 +53,10 @@ def test_a_start_loses_nothing_and_the_next_goes_on(tmp_path: Path) -> None:
 @pytest.mark.timeout(1200)
 def test_the_success_rate_rises(tmp_path: Path) -> None:
     """On the whole stack; tests/unit/demo/test_learning.py plays as many batches of more seeds without one."""
-    with Demo(tmp_path, "--headless", "--batches", "30", "--seed", "0", "--json") as demo:
+    batches = 18
+    with Demo(tmp_path, "--headless", "--batches", str(batches), "--seed", "0", "--json") as demo:
         result = demo.result(timeout=1100)
-    assert result["batches"] == result["policy_version"] == 30
+    assert result["batches"] == result["policy_version"] == batches
     assert result["steps_sent"] == result["steps_acknowledged"] == result["steps_stored"]
     assert result["reward_last"] >= result["reward_first"] + 0.3
     assert result["reward_last"] >= 0.8 * REACHABLE

@@ -20,12 +20,13 @@ from trainer_adapter import Superseded, ledger
 pytestmark = pytest.mark.stack
 
 
-TRANSACTION_S = 0.2
+TRANSACTION_S, SPEAKS_S = 0.2, 0.3
 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "TRANSACTION_S", TRANSACTION_S)
+    monkeypatch.setattr(ledger, "_SPEAKS_S", SPEAKS_S)  # who takes over has spoken before anybody looks
 
 
 @contextlib.contextmanager
@@ -45,7 +46,7 @@ def before_the_end(meanwhile: Callable[[], Awaitable[object]]) -> Iterator[None]
 
 
 async def broker_ends_it(kafka: str) -> None:
-    """No transaction on the cuts is open any more; the broker looks every ten seconds."""
+    """No transaction on the cuts is open any more; the broker looks every second."""
     place = TopicPartition(topics.CUTS, 0)
     async with contextlib.AsyncExitStack() as ending:
         ends = []

@@ -108,7 +108,8 @@ def test_grown_events_keep_every_group_whole(tmp_path: Path, monkeypatch: pytest
     with running_stack(tmp_path / "stack", processes=("kafka",)) as stack:
         kafka = stack.kafka
         asyncio.run(bus.apply_topics(kafka, topics.all_topics()))
-        worker = Worker("streams", tmp_path / "w0.log", kafka=kafka, streams_port=0, streams_worker="w0")
+        settings = {"streams_port": 0, "streams_worker": "w0", "streams_session_timeout": "6s"}
+        worker = Worker("streams", tmp_path / "w0.log", kafka=kafka, **settings)
         with workers(worker):
             asyncio.run(play_before(kafka))
             with pytest.raises(NotQuiet, match="at work"):

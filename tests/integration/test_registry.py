@@ -56,16 +56,26 @@ def test_a_topic_that_was_just_deleted_is_made_anew(spare: Stack, monkeypatch: p
     assert asyncio.run(bus.count_partitions(spare.kafka, gone.name)) == gone.partitions
 
 
-def test_a_version_number_is_taken_once(kafka: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_version_number_is_taken_once(
+    kafka: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Applied at once by several, and again while no worker runs; then a worker starts and knows the last."""
+    wait_until_taken = registry._wait_until_taken
+
+    async def wait_a_second(kafka: str, name: str, version: int, partitions: set[int], deadline: float) -> None:
+        await wait_until_taken(kafka, name, version, partitions, 1.0)  # nobody takes it in
 
     async def play() -> tuple[list[str], list[RecipeSet]]:
-        sizes = range(2, 7)
-        several = (registry.apply_recipe(kafka, a_recipe(group={"size": size}), deadline=5) for size in sizes)
-        said = await asyncio.gather(*several, return_exceptions=True)
-        assert all(isinstance(each, UserError) for each in said), said  # refused, or on the log and not yet taken in
-        with pytest.raises(UserError, match="on the log"):
-            await registry.apply_recipe(kafka, a_recipe(group={"size": 9}), deadline=5)
+        with monkeypatch.context() as patched:
+            patched.setattr(registry, "_wait_until_taken", wait_a_second)
+            sizes = range(2, 7)
+            several = (registry.apply_recipe(kafka, a_recipe(group={"size": size}), deadline=15) for size in sizes)
+            said = await asyncio.gather(*several, return_exceptions=True)
+            assert all(isinstance(each, UserError) for each in said), (
+                said
+            )  # refused, or on the log and not yet taken in
+            with pytest.raises(UserError, match="on the log"):
+                await registry.apply_recipe(kafka, a_recipe(group={"size": 9}), deadline=15)
         worker = Worker("streams", tmp_path / "w0.log", kafka=kafka, streams_port=0, streams_worker="w0")
         with workers(worker):
             last = await registry.apply_recipe(kafka, a_recipe(group={"size": 16}), deadline=60)

@@ -1,7 +1,6 @@
 """A stream worker that is killed again and again tells no decision twice, and links what it tells after as before."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from claw_r1 import bus, registry, topics
 from claw_r1.codec import Record
 from claw_r1.events import GroupFact
-from claw_r1.local.stack import running_stack
+from tests.conftest import Stack
 from tests.factories import a_group, a_recipe
 from tests.integration.collector import Collector, a_collector, values
 from tests.integration.gateway_stand import wait_for
@@ -21,12 +20,6 @@ pytestmark = pytest.mark.stack
 GROUPS = [f"g{n}" for n in range(40)]
 OPEN = [f"g{n}" for n in range(100, 140)]
 """They are never whole, so that offsets stay before them and a restart reads all of their partitions again."""
-
-
-@pytest.fixture(scope="module")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running_stack(tmp_path_factory.mktemp("stack"), processes=("kafka",)) as stack:
-        yield stack.kafka
 
 
 def traced(record: Record) -> Record:
@@ -48,8 +41,10 @@ def halves(groups: list[str]) -> tuple[list[GroupFact], list[GroupFact]]:
 
 
 def test_a_worker_that_is_killed_tells_no_decision_twice(
-    kafka: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spare: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    kafka = spare.kafka
+
     async def play() -> dict[str, list[Span]]:
         await bus.apply_topics(kafka, topics.all_topics())
         async with a_collector(monkeypatch) as collector:

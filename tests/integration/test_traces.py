@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from claw_r1 import bus, registry, topics
 from claw_r1.codec import header
-from claw_r1.local.stack import BACKENDS, running_stack
 from sinks import migrations
 from tests.conftest import Stack
 from tests.factories import a_recipe
@@ -27,19 +26,12 @@ PARENT = f"00-{TRACE}-{'b' * 16}-01"
 SERVICES = {"claw-gateway", "claw-streams", "claw-workers", "claw-sinks", "claw-trainer"}
 
 
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack of its own: stream workers own whole topics."""
-    with running_stack(tmp_path_factory.mktemp("stack"), processes=BACKENDS) as stack:
-        yield stack
-
-
 @contextlib.asynccontextmanager
-async def processes(own: Stack, folder: Path) -> AsyncIterator[None]:
+async def processes(kafka: str, clickhouse: str, folder: Path) -> AsyncIterator[None]:
     """A stream worker, a reward worker and a sink, all of which tell spans."""
-    await bus.apply_topics(own.kafka, topics.all_topics())
-    await migrations.apply(own.clickhouse, POOL)
-    where: dict[str, Any] = {"kafka": own.kafka, "clickhouse": own.clickhouse, "database": POOL}
+    await bus.apply_topics(kafka, topics.all_topics())
+    await migrations.apply(clickhouse, POOL)
+    where: dict[str, Any] = {"kafka": kafka, "clickhouse": clickhouse, "database": POOL}
     score = {"workers_rewards": "tests.integration.plugins:length", "workers_port": 0, "workers_trace": True}
     started = [
         Worker("streams", folder / "streams.log", streams_port=0, streams_worker="w0", streams_trace=True, **where),
@@ -94,17 +86,20 @@ def stored_in(told: list[tuple[str, Span]]) -> set[bytes]:
 
 
 def test_an_agents_trace_leads_to_the_batch_that_trained_its_calls(
-    own: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spare: Stack, stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """On the broker to spare: stream workers own whole topics."""
+    kafka = spare.kafka
+
     async def run() -> tuple[Collector, str | None]:
         async with a_collector(monkeypatch) as collector, an_engine(replying(a_reply([1, 2, 3], [4, 5]))) as engine:
-            async with processes(own, tmp_path):
+            async with processes(kafka, stack.clickhouse, tmp_path):
                 recipe = a_recipe(name=RUN, run_id=RUN, rewards={"required": ["length"]})
-                await registry.apply_recipe(own.kafka, recipe, deadline=60)
-                async with a_gateway(own.kafka, engine.url, run=RUN, trace=True) as stand:
+                await registry.apply_recipe(kafka, recipe, deadline=60)
+                async with a_gateway(kafka, engine.url, run=RUN, trace=True) as stand:
                     for trajectory in ("t1", "t2"):
                         await roll_out(stand, trajectory)
-                    batch = await train(own.kafka)
+                    batch = await train(kafka)
 
                     def arrived() -> bool:
                         found = led_to(collector.told())
@@ -147,7 +142,7 @@ def test_an_agents_trace_leads_to_the_batch_that_trained_its_calls(
     rows = [values(span).get("claw.rows.steps", 0) for span in by_service["claw-sinks"]]
     assert sum(rows) == 2
     assert not any(b"hello" in body for body in collector.bodies)
-    asyncio.run(check_log(own.kafka))
+    asyncio.run(check_log(kafka))
 
 
 async def check_log(kafka: str) -> None:

@@ -19,7 +19,7 @@ from tests.pool import Pool
 
 VICTIMS = ("engine", "sinks", "gateway", "trainer", "clickhouse", "streams", "kafka")
 BETWEEN = 100  # acknowledged calls between two kills
-BATCHES = 5
+BATCHES = 4
 
 
 def kill_all(demo: Demo) -> None:

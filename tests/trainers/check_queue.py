@@ -51,7 +51,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    ray.init(num_cpus=16, _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False)
+    # A processor for each actor of the queue, and one more: Ray starts as many workers, each with the libraries to read.
+    ray.init(num_cpus=4, _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False)
     tq.init()
     try:
         main()

@@ -4,21 +4,28 @@ import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
+from tests import warm
 from tests.environments import is_made
 from tests.trainers.install import cannot, place
 
 ROOT: Final = Path(__file__).parents[2]
 DEADLINE_S: Final = 360
-START: Final = """
-import runpy, sys, types
-tests = sys.modules["tests"] = types.ModuleType("tests")
-tests.__path__ = [sys.argv[1] + "/tests"]  # a package of the environment has one of this name
-runpy.run_module("tests.trainers." + sys.argv[2], run_name="__main__")
-"""
+TRL: Final = [f"trl.trainer.{name}_trainer" for name in ("dpo", "grpo", "kto", "sft")]
+VERL: Final = ["verl.trainer.ppo.ray_trainer", "verl.experimental.agent_loop.agent_loop"]
+IMPORTS: Final = {
+    "datasets": TRL,
+    "exports": TRL,
+    "queue": ["ray", *VERL],
+    "trl": TRL,
+    "trl_rollout": TRL,
+    "verl": VERL,
+    "verl_loop": VERL,
+}
+"""What checks are spared reading anew, beside torch."""
 ENVIRONMENT: Final = {
     "CUDA_VISIBLE_DEVICES": "",
     "DO_NOT_TRACK": "1",
@@ -45,10 +52,17 @@ def run_python(*arguments: str, folder: Path) -> str:
     env = os.environ | ENVIRONMENT
     command: Sequence[str] = [python(), *arguments]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    return _succeeded(done)
+
+
+def _succeeded(done: "subprocess.CompletedProcess[str]") -> str:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
 
 def run_check(name: str, *arguments: str, folder: Path) -> str:
-    """Run `check_NAME` of tests/trainers."""
-    return run_python("-c", START, str(ROOT), f"check_{name}", *arguments, folder=folder)
+    """What `check_NAME` of tests/trainers printed; it must succeed."""
+    where: dict[str, Any] = {"env": os.environ | ENVIRONMENT, "cwd": folder, "python": python()}
+    imports = ["torch", *IMPORTS.get(name, ())]
+    done = warm.run(f"tests.trainers.check_{name}", *arguments, imports=imports, timeout=DEADLINE_S, **where)
+    return _succeeded(done)

@@ -9,7 +9,7 @@ import pytest
 from claw_r1.codec import unpack_floats
 from tests.conftest import Stack
 from tests.integration.gateway_stand import DEADLINE
-from tests.vllm.exchange import REAL_ENGINE, Bench, with_bench
+from tests.vllm.exchange import REAL_ENGINE, Bench, Choice, with_bench
 
 pytestmark = REAL_ENGINE
 
@@ -68,6 +68,17 @@ def test_agent_that_leaves_while_it_waits_stops_the_engine(stack: Stack, vllm: s
     with_bench(stack, vllm, body, retry_grace=0.05)
 
 
+_undisturbed: dict[str, Choice] = {}
+
+
+async def undisturbed(bench: Bench, request: dict[str, Any]) -> Choice:
+    """What the engine samples for a greedy chat that nobody stops: the same whenever it is asked, and so asked once."""
+    key = json.dumps([bench.vllm, request], sort_keys=True)
+    if key not in _undisturbed:
+        (_undisturbed[key],) = await bench.direct_choices(request)
+    return _undisturbed[key]
+
+
 async def words(bench: Bench) -> list[int]:
     """Tokens that are whole words: an answer that stops in the middle of a character is not gone on with."""
     asked = {"model": "tiny", "prompt": "agent answer find file code json marker message number query", "n": 1}
@@ -92,7 +103,7 @@ def test_stream_that_weight_syncs_abort_goes_on_as_if_it_had_not_stopped(
         over: dict[str, Any] = {"temperature": 0.0, "allowed_token_ids": await words(bench)}
         if tools:
             over["tools"] = tools  # its parser looks at every token
-        (alone,) = await bench.direct_choices(asked("/v1/chat/completions", max_tokens=600) | over)
+        alone = await undisturbed(bench, asked("/v1/chat/completions", max_tokens=600) | over)
         limit = {"max_output_tokens" if "responses" in path else "max_tokens": 600}
         call = asked(path, stream=True) | over | limit
         async with bench.stand.http.post(f"{bench.base}{path}", json=call) as response:
@@ -129,7 +140,7 @@ def test_call_that_a_weight_sync_aborts_goes_on_as_if_it_had_not_stopped(stack: 
     async def body(bench: Bench) -> None:
         path = "/v1/chat/completions"
         request = asked(path, max_tokens=600, temperature=0.0, allowed_token_ids=await words(bench))
-        (alone,) = await bench.direct_choices(request)
+        alone = await undisturbed(bench, request)
         call = asyncio.create_task(bench.ask(path, request))
         await wait_running(bench)
         await pause(bench)

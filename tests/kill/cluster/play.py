@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,10 +13,11 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from claw_r1 import bus, topics
+from claw_r1.clickhouse import ClickHouse
 from claw_r1.codec import decode, header, pack_ids
-from claw_r1.events import StepStarted
 from claw_r1.topics import Topic
-from tests.chaos.ledger import Entry, Evidence, Kind, Logged, Stored, What, digest_of, end_id, mark, reward_id
+from tests.chaos.evidence import look_at_contexts, read_steps
+from tests.chaos.ledger import Entry, Evidence, Kind, Logged, What, digest_of, end_id, mark, reward_id
 from tests.integration.gateway_stand import wait_for
 from tests.pool import Pool
 
@@ -208,24 +209,11 @@ async def read_log(kafka: str, recipe: str) -> list[Logged]:
 
 
 async def evidence_of(kafka: str, pool: Pool, agents: Agents, recipe: str) -> Evidence:
+    """The pool's steps with their restored contexts: of all from the stored differences, of some by the pool's view too."""
     records = await read_log(kafka, recipe)
-    uids = sorted({record.event.trajectory_uid for record in records if isinstance(record.event, StepStarted)})
-    stored = await asyncio.to_thread(lambda: list(read_pool(pool, uids)))
-    return Evidence(run_id=agents.run, recipe=recipe, entries=agents.entries, records=records, stored=stored)
-
-
-AT_ONCE = 20
-
-
-def read_pool(pool: Pool, uids: Sequence[str]) -> Iterator[Stored]:
-    """Every step that the pool has, with the context that it restores."""
-    digests: dict[str, str] = {}
-    for place in range(0, len(uids), AT_ONCE):
-        parts = (
-            f"SELECT step_id, prompt_ids, response_ids FROM contexts(trajectory_uid = '{uid}')"
-            for uid in uids[place : place + AT_ONCE]
-        )
-        for row in pool.rows(" UNION ALL ".join(parts)):
-            digests[row["step_id"]] = digest_of(pack_ids(row["prompt_ids"]), pack_ids(row["response_ids"]))
-    for row in pool.rows("SELECT step_id, trajectory_uid, status FROM steps FINAL"):
-        yield Stored(row["step_id"], row["trajectory_uid"], row["status"], digests.get(row["step_id"]))
+    async with await ClickHouse.connect(pool.url, pool.database) as clickhouse:
+        stored = await read_steps(clickhouse, agents.run)
+        totals = await look_at_contexts(clickhouse, stored)
+    return Evidence(
+        run_id=agents.run, recipe=recipe, entries=agents.entries, records=records, stored=stored, totals=totals
+    )

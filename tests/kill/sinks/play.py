@@ -12,13 +12,20 @@ from tests.factories import a_group
 from tests.pool import Located, Pool
 from tests.workers import Worker
 
-GROUPS, FACTS = 40, 64
-"""Groups of a burst, and the facts of each: 8 trajectories of 3 steps, with reward and end."""
+SESSION = 3.0
+"""Seconds for which a sink may be silent: then the partitions of one that was killed, or is paused, are another's."""
+GROUPS = 24
+"""Of a burst: each has 64 facts, 8 trajectories of 3 steps, with reward and end. A flush takes 300 rows."""
 
 
 def a_sink(stack: RunningStack, log: Path, database: str, stage: str = "sinks", **over: Any) -> Worker:
     settings: dict[str, Any] = {"clickhouse": stack.clickhouse, "kafka": stack.kafka, "database": database}
-    settings |= {"sinks_port": find_port(), "sinks_group": database, "sinks_flush_rows": 300}
+    settings |= {
+        "sinks_port": find_port(),
+        "sinks_group": database,
+        "sinks_flush_rows": 300,
+        "sinks_session_timeout": f"{SESSION:g}s",
+    }
     return Worker(stage, log, **(settings | over))
 
 

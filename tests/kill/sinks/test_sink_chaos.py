@@ -10,15 +10,13 @@ import pytest
 
 from claw_r1.local.stack import RunningStack
 from tests.kill.form import LONG, SEED, show
-from tests.kill.sinks.play import a_burst, a_pool, a_sink, check_stored
+from tests.kill.sinks.play import SESSION, a_burst, a_pool, a_sink, check_stored
 from tests.pool import write
 from tests.workers import Worker, workers
 
 pytestmark = [pytest.mark.stack, pytest.mark.kill, pytest.mark.slow]
 
 SECONDS = 60.0 if LONG else 15.0
-SESSION = 6.0
-"""Seconds for which a sink may be silent: a paused one sleeps longer."""
 GROUPS = 10
 """Of a burst."""
 STRIKES = ("sink", "engine", "both", "pause")
@@ -28,7 +26,7 @@ def test_facts_are_stored_once_whatever_strikes(backends: RunningStack, tmp_path
     show()
     draw, run = random.Random(SEED), "chaos"
     pool = a_pool(backends, run)
-    sinks = [a_sink(backends, tmp_path / f"sink{n}.log", run, sinks_session_timeout=f"{SESSION:g}s") for n in range(2)]
+    sinks = [a_sink(backends, tmp_path / f"sink{n}.log", run) for n in range(2)]
     struck: Counter[str] = Counter()
     order = draw.sample(STRIKES, len(STRIKES))  # each of them at least once
     groups, begun = 0, time.monotonic()

@@ -26,7 +26,7 @@ BATCHES = len(OPERATIONS)
 KILLED = -signal.SIGKILL
 BROKER_OPERATIONS = [operation for operation in OPERATIONS if not operation.startswith("checkpoint")]
 STRIKES = ("kill", "broker", "takeover")
-ROUNDS = 60 if LONG else 9
+ROUNDS = 60 if LONG else 6
 
 
 @pytest.fixture
