@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Unclosed AIOKafkaConnection:ResourceWarning"),
 ]
 
-SEED, SECONDS = 326, 80.0
+SEED, SECONDS = 326, 120.0
 
 
 @pytest.mark.timeout(600)
