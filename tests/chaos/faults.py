@@ -36,6 +36,8 @@ class Striker:
     missed: int = 0
     """Faults whose target was down just then."""
     begun: float = field(default_factory=time.monotonic)
+    _broker_is_struck: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """What comes for the broker before it is back waits: nobody else starts it again."""
 
     async def strike_all(self, faults: Sequence[Fault]) -> None:
         """Each at its second; returns when all have been taken back."""
@@ -68,10 +70,11 @@ class Striker:
     async def _do(self, fault: Fault) -> bool:
         match fault.kind:
             case "kill" if fault.target == "kafka":
-                self._tell(str(fault))
-                await self.broker.kill()
-                await asyncio.sleep(random.Random(f"{self.seed}/{fault.at}").uniform(0.0, 2.0))
-                await self.broker.start()
+                async with self._broker_is_struck:
+                    self._tell(str(fault))
+                    await self.broker.kill()
+                    await asyncio.sleep(random.Random(f"{self.seed}/{fault.at}").uniform(0.0, 2.0))
+                    await self.broker.start()
             case "kill":
                 return await self._kill(fault)
             case "pause":
@@ -87,12 +90,13 @@ class Striker:
                 await asyncio.sleep(fault.lasts)
                 self.proxy.delay = 0.0
             case "spool":
-                self._tell(f"{fault}: it stands still")
-                self.load.burst = True
-                await self.broker.freeze()
-                await asyncio.sleep(fault.lasts)
-                self.broker.wake()
-                self.load.burst = False
+                async with self._broker_is_struck:
+                    self._tell(f"{fault}: it stands still")
+                    self.load.burst = True
+                    await self.broker.freeze()
+                    await asyncio.sleep(fault.lasts)
+                    self.broker.wake()
+                    self.load.burst = False
             case "skew":
                 self._tell(str(fault))
                 self.load.skewed = True
