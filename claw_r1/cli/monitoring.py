@@ -188,6 +188,15 @@ BOARDS: Final[dict[str, tuple[str, Sequence[tuple[str, Sequence[Panel]]]]]] = {
                     ),
                     by(m.STREAMS_NOT_CARRIED, "reason", "Groups not written again"),
                     Panel(
+                        "Ids that came again",
+                        (
+                            (rate(m.STREAMS_DUPLICATES), "the same fact"),
+                            (rate(m.STREAMS_CONFLICTS), "another step"),
+                            (rate(m.STREAMS_REUSED_PROMPTS), "a prompt used again"),
+                        ),
+                        "ops",
+                    ),
+                    Panel(
                         "Facts read again",
                         ((rate(m.STREAMS_REPLAYED), "replayed"), (rate(m.STREAMS_CARRIED), "carried")),
                         "ops",
