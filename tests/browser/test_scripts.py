@@ -198,8 +198,8 @@ def test_a_stream_that_was_refused_is_asked_for_again(pages: Pages) -> None:
 
 
 def test_the_place_of_a_fault_is_counted_in_signs(pages: Pages) -> None:
-    pages.answers["/trajectories.json"] = refuse(400, "rewrd is not a field", position=6)
-    pages.goto("/trajectories?q=tag:😀 rewrd<1".replace(" ", "%20"))
+    pages.answers["/trajectories.json"] = refuse(400, "rewrd is not a field", position=7)
+    pages.goto("/trajectories?q=tag:😀😀 rewrd<1".replace(" ", "%20"))
     expect(pages.page.locator(".fault mark")).to_have_text("rewrd<1")
 
 
