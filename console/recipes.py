@@ -68,7 +68,8 @@ def shape(found: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
     for row in found["recipes"]:
         name = row["name"]
         recipe = json.loads(row["recipe"]) if row["recipe"] else None
-        groups = (recipe or {}).get("batch", {}).get("groups")
+        batch = (recipe or {}).get("batch", {})
+        groups = None if batch.get("tokens") else batch.get("groups")  # by tokens, its size in groups is not known
         waiting = max(0, ready.get(name, 0))
         lines.append(
             {

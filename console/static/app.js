@@ -1,5 +1,5 @@
 // The shell: head, navigation, the screen of the present address, keys, palette. Screens are made when they are first opened.
-import { html, render, useLayoutEffect, useState } from "./lib/ui.js";
+import { html, render, useErrorBoundary, useLayoutEffect, useState } from "./lib/ui.js";
 import { made, needsKey, post } from "./lib/api.js";
 import { connection } from "./lib/live.js";
 import { go, place } from "./lib/router.js";
@@ -28,15 +28,17 @@ function Head({ current }) {
 function Screen({ found }) {
   const [module, setModule] = useState(null);
   const [error, setError] = useState(null);
+  const [fault, drawAnew] = useErrorBoundary((e) => reportError(e)); // a fault of a screen leaves the others, and is said
   const name = found.screen.name;
+  useLayoutEffect(drawAnew, [place.value]);
   useLayoutEffect(() => { // with the drawing, not a frame later
     let gone = false;
     document.title = `${Object.values(found.parts).join(" ") || found.screen.title} · Claw-R1`;
     setError(null);
-    found.screen.load().then((m) => { if (!gone) setModule({ name, draw: m.default }); }, (e) => { if (!gone) setError({ message: `The screen cannot be drawn: ${e.message}` }); });
+    found.screen.load().then((m) => { if (!gone) setModule({ name, draw: m.default }); }, (e) => { if (!gone) setError(e); });
     return () => { gone = true; };
   }, [name, JSON.stringify(found.parts)]);
-  if (error) return html`<${Failed} error=${error} retry=${() => location.reload()} />`;
+  if (error ?? fault) return html`<${Failed} error=${{ message: `The screen cannot be drawn: ${(error ?? fault).message}` }} retry=${() => location.reload()} />`;
   if (module?.name !== name) return html`<${Loading} />`;
   return html`<${module.draw} key=${name + JSON.stringify(found.parts)} ...${found.parts} query=${place.value.query} />`;
 }
@@ -61,7 +63,6 @@ function App() {
     { key: "Ctrl+k", does: "go to a screen, a filter or a trajectory", run: () => { paletteOpen.value = !paletteOpen.value; } },
     { key: "?", does: "list the keys", run: () => { helpOpen.value = !helpOpen.value; } },
     ...SCREENS.filter((s) => s.key).map((s) => ({ key: `g ${s.key}`, does: s.title, run: () => go(s.path) })),
-    { key: "Escape", run: () => { if (!helpOpen.value && !paletteOpen.value) return false; helpOpen.value = false; paletteOpen.value = false; return true; } },
   ]);
   if (needsKey.value) return html`<${Login} />`;
   const found = find(place.value.path);

@@ -16,9 +16,14 @@ export const SCREENS = [
   { name: "sql", path: "/sql", title: "SQL", key: "s", reads: ["/sql.json"], load: () => import("./screens/sql.js") },
 ];
 
+// A part of an address as text; what is no code of a sign stays as it is written, for the server too.
+function decoded(part) {
+  try { return decodeURIComponent(part); } catch { return part; }
+}
+
 // The screen of an address and its parts: {screen, parts}, or null.
 export function find(path) {
-  const asked = path.split("/").filter(Boolean).map(decodeURIComponent);
+  const asked = path.split("/").filter(Boolean).map(decoded);
   for (const screen of SCREENS) {
     const wanted = screen.path.split("/").filter(Boolean);
     if (wanted.length !== asked.length) continue;

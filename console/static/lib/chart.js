@@ -20,7 +20,7 @@ const token = (name) => {
 const WHOLE = [1, 2, 5].flatMap((n) => [n, n * 10, n * 100, n * 1000, n * 10000]).sort((a, b) => a - b);
 const LINES = ["--accent", "--second", "--third"];
 
-// series: [{name, values, fill, dash, width}], x: [numbers], time: whether x is seconds since the epoch; else x is whole numbers.
+// series: [{name, values, width}], x: [numbers], time: whether x is seconds since the epoch; else x is whole numbers.
 export function Chart({ title, x, series, time = false, height = 130, xName = "", unit = "" }) {
   const box = useRef(null);
   const plot = useRef(null);
@@ -42,7 +42,7 @@ export function Chart({ title, x, series, time = false, height = 130, xName = ""
       series: [
         { label: xName || (time ? "time" : "x") },
         ...series.map((one, i) => ({
-          label: one.name, width: one.width ?? 1.75, dash: one.dash, spanGaps: true, points: { show: one.values.length < 3 },
+          label: one.name, width: one.width ?? 1.75, spanGaps: true, points: { show: one.values.length < 3 },
           stroke: () => token(LINES[i % LINES.length]),
           value: (_, v) => (v === null || v === undefined ? "–" : `${Math.round(v * 1000) / 1000}${unit}`),
         })),

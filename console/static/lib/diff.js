@@ -5,7 +5,7 @@ import { useData } from "./api.js";
 import { setQuery } from "./router.js";
 import { useKeys } from "./keys.js";
 import { joined, wordOf } from "./tokens.js";
-import { count, some } from "./format.js";
+import { count, many } from "./format.js";
 import { Badge, Failed, Loading } from "./states.js";
 
 const TAIL = 24; // tokens of a folded part that are shown
@@ -27,7 +27,7 @@ export function Diff({ address, query, children }) {
     <header class="bar">${children}
       ${data.link ? html`<${Badge} kind=${BADGES[data.link.kind] ?? ""} title=${data.link.means}>${data.link.kind}</${Badge}>` : null}
       ${data.texts.texts ? html`<button aria-pressed=${ids} onClick=${turn}>Ids <kbd>i</kbd></button>` : null}</header>
-    <p>${some(data.shared, "shared token")} of ${count(data.left.tokens)} and ${count(data.right.tokens)}. ${differs || data.shared < Math.max(data.left.tokens, data.right.tokens) ? html`The first that differs is token <b>${count(data.shared)}</b>.` : "They are the same."}</p>
+    <p>${many(data.shared, "shared token")} of ${count(data.left.tokens)} and ${count(data.right.tokens)}. ${differs || data.shared < Math.max(data.left.tokens, data.right.tokens) ? html`The first that differs is token <b>${count(data.shared)}</b>.` : "They are the same."}</p>
     ${data.link ? html`<p class="dim">${data.link.kind}: ${data.link.means}; ${data.link.by === "merge" ? "as the merge recorded it" : "judged by these two steps, since no sample has the link"}${data.link.differs_at === null ? "" : `, from token ${count(data.link.differs_at)} on`}.</p>` : null}
     ${data.texts.missing ? html`<p class="dim">Token ids: ${data.texts.missing}.</p>` : null}
     <div class=${texts ? "diff worded" : "diff"} tabindex="0" role="region" aria-label="Difference">
@@ -46,7 +46,7 @@ function Hunk({ hunk, data, texts, first }) {
 function Side({ tag, ids, texts, first }) {
   const rest = first ? ids.slice(1) : ids;
   const words = html`${first ? html`<mark title=${`id ${ids[0]}`}>${wordOf(texts)(ids[0])}</mark>${texts ? "" : " "}` : null}${joined(rest, texts)}`;
-  const label = `${tag === "del" ? "only left" : "only right"}, ${some(ids.length, "token")}`;
+  const label = `${tag === "del" ? "only left" : "only right"}, ${many(ids.length, "token")}`;
   return html`<div class=${`side ${tag}`}><small>${label}</small>${tag === "del" ? html`<del>${words}</del>` : html`<ins>${words}</ins>`}</div>`;
 }
 

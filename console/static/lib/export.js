@@ -1,6 +1,7 @@
 // Trajectories as a file of a dataset: the console makes it, says what is in it and what is not, and then it is taken.
-import { html, useEffect, useRef, useState } from "./ui.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./ui.js";
 import { post, useData } from "./api.js";
+import { Dialog } from "./dialog.js";
 import { count, many, short, words } from "./format.js";
 import { Failed } from "./states.js";
 
@@ -10,11 +11,7 @@ export function ExportForm({ wanted, of, onClose }) {
   const [form, setForm] = useState("sft");
   const [state, setState] = useState({ busy: false, made: null, error: null });
   const box = useRef(null);
-  useEffect(() => {
-    const before = document.activeElement;
-    box.current.querySelector("select, button")?.focus();
-    return () => before?.focus?.();
-  }, []);
+  useLayoutEffect(() => box.current.querySelector("select").focus(), []);
   useEffect(() => setState({ busy: false, made: null, error: null }), [form, JSON.stringify(wanted)]);
   const make = async (event) => {
     event.preventDefault();
@@ -24,15 +21,15 @@ export function ExportForm({ wanted, of, onClose }) {
   };
   const { made } = state;
   useEffect(() => { if (made) box.current.querySelector("[download]").focus(); }, [made]);
-  return html`<div class="veil" onClick=${(e) => e.target === e.currentTarget && onClose()} onKeyDown=${(e) => { if (e.key === "Escape") { e.stopPropagation(); onClose(); } }}>
-    <form class="palette decision" role="dialog" aria-modal="true" aria-label="Export" ref=${box} onSubmit=${make}>
+  return html`<${Dialog} label="Export" onClose=${onClose}>
+    <form class="palette decision" ref=${box} onSubmit=${make}>
       <header><h2>Export ${of}</h2><button type="button" class="quiet" onClick=${onClose}>Close</button></header>
       ${bounds.error ? html`<${Failed} error=${bounds.error} retry=${bounds.reload} />` : null}
-      <label>Rows <select onChange=${(e) => setForm(e.target.value)}>${(bounds.data?.forms ?? []).map((f) => html`<option value=${f.name} selected=${f.name === form}>${f.name}: ${f.meaning}</option>`)}</select></label>
+      <label>Rows <select disabled=${state.busy} onChange=${(e) => setForm(e.target.value)}>${(bounds.data?.forms ?? []).map((f) => html`<option value=${f.name} selected=${f.name === form}>${f.name}: ${f.meaning}</option>`)}</select></label>
       <p class="dim">JSON lines. ${bounds.data ? `At most ${count(bounds.data.most)} trajectories and ${count(bounds.data.most_bytes / 2 ** 20)} MiB at once; ` : ""}those that have not ended are not in it. <code>claw export</code> has no bound, and writes parquet too.</p>
       <div class="effect" role="status">${state.error ? html`<p class="bad-text" role="alert">${state.error.message}</p>` : state.busy ? "Making the file …"
-        : made ? html`<p><b>${many(made.rows, "row")}</b> of ${made.trajectories === 1 ? "1 trajectory" : `${count(made.trajectories)} trajectories`}, ${short(made.bytes)}B</p>
+        : made ? html`<p><b>${many(made.rows, "row")}</b> of ${many(made.trajectories, "trajectory")}, ${short(made.bytes)}B</p>
           <ul>${made.meant > made.trajectories ? html`<li>${count(made.meant - made.trajectories)} not ended, or forgotten</li>` : null}${Object.entries(made.left_out).map(([reason, n]) => html`<li>${count(n)} left out: ${words(reason)}</li>`)}</ul>` : "The file is made first, and what it holds is said here."}</div>
       ${made ? html`<a class="button" download href=${made.file}>Take the file</a>` : html`<button class="primary" aria-disabled=${state.busy || !bounds.data}>Make the file</button>`}
-    </form></div>`;
+    </form></${Dialog}>`;
 }

@@ -1,5 +1,5 @@
 // The filter box: text in the address, completed by the fields that the server names, with the fault shown where it is.
-import { html, useEffect, useRef, useState } from "./ui.js";
+import { html, useEffect, useInView, useRef, useState } from "./ui.js";
 import { get } from "./api.js";
 
 const known = {};
@@ -21,7 +21,7 @@ export function complete(fields, word) {
 }
 
 // The filter with one more term; the same term is not added twice.
-export const withTerm = (filter, term) => (filter.split(/\s+/).includes(term) ? filter : `${filter} ${term}`.trim());
+export const withTerm = (filter, term) => (` ${filter} `.includes(` ${term} `) ? filter : `${filter} ${term}`.trim());
 
 export function FilterBox({ value, onChange, error, box, fieldsAt, example = "reward<0.2 env:swe policy>=40 state:waiting -tag:hack" }) {
   const [text, setText] = useState(value);
@@ -30,6 +30,8 @@ export function FilterBox({ value, onChange, error, box, fieldsAt, example = "re
   const [chosen, setChosen] = useState(-1);
   const own = useRef(null);
   const input = box ?? own;
+  const list = useRef(null);
+  useInView(list, chosen);
   useEffect(() => { readFields(fieldsAt).then(setFields); }, []);
   useEffect(() => { setText(value); }, [value]);
   const word = text.slice(0, input.current?.selectionStart ?? text.length).split(/\s/).at(-1);
@@ -58,7 +60,13 @@ export function FilterBox({ value, onChange, error, box, fieldsAt, example = "re
       aria-expanded=${offers.length > 0} aria-controls="filter-offers" aria-invalid=${Boolean(error)} aria-describedby=${error ? "filter-fault" : null}
       aria-activedescendant=${chosen >= 0 ? `offer-${chosen}` : null}
       onInput=${(e) => { setText(e.target.value); setOpen(true); setChosen(-1); }} onFocus=${() => setOpen(true)} onBlur=${() => setTimeout(() => setOpen(false), 150)} onKeyDown=${press} />
-    <ul id="filter-offers" role="listbox" aria-label="Fields" hidden=${offers.length === 0}>${offers.map((offer, i) => html`<li id=${`offer-${i}`} role="option" aria-selected=${i === chosen} onMouseDown=${(e) => { e.preventDefault(); take(offer); }}><b>${offer.label}</b> <small>${offer.hint}</small></li>`)}</ul>
-    ${error ? html`<p id="filter-fault" class="fault" role="alert">${error.position !== null ? html`<code>${value.slice(0, error.position)}<mark>${value.slice(error.position) || " "}</mark></code> ` : null}${error.message}</p>` : null}
+    <ul ref=${list} id="filter-offers" role="listbox" aria-label="Fields" hidden=${offers.length === 0}>${offers.map((offer, i) => html`<li id=${`offer-${i}`} role="option" aria-selected=${i === chosen} onMouseDown=${(e) => { e.preventDefault(); take(offer); }}><b>${offer.label}</b> <small>${offer.hint}</small></li>`)}</ul>
+    ${error ? html`<p id="filter-fault" class="fault" role="alert">${error.position !== null ? html`<${At} text=${value} position=${error.position} /> ` : null}${error.message}</p>` : null}
   </div>`;
+}
+
+// A text with the place of its fault, which is counted in signs: one that is not in the first plane is two units here.
+function At({ text, position }) {
+  const signs = [...text];
+  return html`<code>${signs.slice(0, position).join("")}<mark>${signs.slice(position).join("") || " "}</mark></code>`;
 }

@@ -12,6 +12,7 @@ export function settle(schema, root) {
   return schema;
 }
 
+export const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 export const at = (value, path) => path.reduce((inside, name) => (inside === null || inside === undefined ? undefined : inside[name]), value);
 
 // The object with a value at a path; undefined takes it out, and with it what is empty then.
@@ -23,6 +24,7 @@ export function put(value, [name, ...rest], wanted) {
   return next;
 }
 
+const faultAt = (faults, name) => faults.find((f) => f.path === name || f.path.startsWith(`${name}.`));
 const first = (text) => (text ?? "").split("\n\n")[0].replaceAll("`", "");
 const spoken = (value) => (value === null || value === undefined ? "" : Array.isArray(value) ? value.join(", ") : typeof value === "object" ? Object.entries(value).map(([k, v]) => `${k}: ${v}`).join("\n") : String(value));
 const isNumber = (text) => text.trim() !== "" && Number.isFinite(Number(text));
@@ -39,7 +41,7 @@ export function SchemaForm({ root, value, used, faults, onChange }) {
 function Field({ path, schema, root, value, used, faults, onChange }) {
   const name = path.join(".");
   const here = at(value, path);
-  const fault = faults.find((f) => f.path === name || f.path.startsWith(`${name}.`));
+  const fault = faultAt(faults, name);
   const set = (wanted) => onChange(put(value, path, wanted));
   const items = settle(schema.items, root);
   return html`<div class="field"><label><span>${path.at(-1).replaceAll("_", " ")}</span>${
@@ -67,16 +69,18 @@ function readMap(text) {
   return Object.fromEntries(text.split("\n").map((line) => line.split(":")).filter(([name, v]) => name.trim() && v !== undefined).map(([name, v]) => [name.trim(), isNumber(v) ? Number(v) : v.trim()]));
 }
 
-// Conditions: [{field, op, value}], each a line of three boxes.
+// Conditions: [{field, op, value}], each a line of three boxes. What is none of these is left to the check, which says so.
 export function Conditions({ conditions, value, faults, onChange }) {
-  const list = value.filters;
+  const list = Array.isArray(value.filters) ? value.filters.map((one) => ({ field: "", op: "", ...one })) : undefined;
+  const knownOf = (field) => conditions.find((c) => c.name === field) ?? conditions.find((c) => c.name.endsWith(".*") && String(field).startsWith(c.name.slice(0, -1)));
+  const named = (i, field) => { const ops = knownOf(field)?.ops; return change(i, { field, op: !ops || ops.includes(list[i].op) ? list[i].op : ops[0] }); }; // one of those that the field has
   const set = (next) => onChange(put(value, ["filters"], next.length ? next : undefined));
   const change = (i, part) => set(list.map((one, k) => (k === i ? { ...one, ...part } : one)));
   return html`<fieldset class="conditions"><legend>filters</legend>${list === undefined ? html`<p class="dim">Those of the preset. </p>` : null}
     ${(list ?? []).map((one, i) => {
-      const known = conditions.find((c) => c.name === one.field) ?? conditions.find((c) => c.name.endsWith(".*") && one.field.startsWith(c.name.slice(0, -1)));
-      const fault = faults.find((f) => f.path.startsWith(`filters.${i}`));
-      return html`<div class="condition"><input list="condition-fields" aria-label=${`Field ${i + 1}`} value=${one.field} onChange=${(e) => change(i, { field: e.target.value.trim() })} />
+      const known = knownOf(one.field);
+      const fault = faultAt(faults, `filters.${i}`);
+      return html`<div class="condition"><input list="condition-fields" aria-label=${`Field ${i + 1}`} value=${one.field} onChange=${(e) => named(i, e.target.value.trim())} />
         <select aria-label=${`Operator ${i + 1}`} onChange=${(e) => change(i, { op: e.target.value })}>${(known?.ops ?? [one.op]).map((op) => html`<option selected=${op === one.op}>${op}</option>`)}</select>
         <input aria-label=${`Value ${i + 1}`} value=${JSON.stringify(one.value ?? true)} onChange=${(e) => change(i, { value: readJson(e.target.value) })} />
         <button type="button" class="quiet" aria-label=${`Take filter ${i + 1} out`} onClick=${() => set(list.filter((_, k) => k !== i))}>✕</button>

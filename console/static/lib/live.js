@@ -3,11 +3,13 @@
 import { signal } from "./ui.js";
 
 export const connection = signal("off"); // off, on, lost
+const AGAIN = 5000; // milliseconds
 
-// follow({q, of, status}, {rows, status, gap, fault}) → stop().
+// follow({q, of, status}, {open, begin, rows, status, gap, fault}) → stop().
 export function follow(topics, handlers) {
   let source = null;
   let last = null;
+  let later = null;
   const open = () => {
     const query = new URLSearchParams();
     if (topics.q !== undefined) query.set("q", topics.q);
@@ -15,8 +17,11 @@ export function follow(topics, handlers) {
     if (topics.status) query.set("status", "true");
     if (last) query.set("after", last);
     source = new EventSource(`/events?${query}`);
-    source.onopen = () => { connection.value = "on"; };
-    source.onerror = () => { connection.value = "lost"; };
+    source.onopen = () => { connection.value = "on"; handlers.open?.(); };
+    source.onerror = () => {
+      connection.value = "lost";
+      if (source.readyState === EventSource.CLOSED) later = setTimeout(() => { source = null; seen(); }, AGAIN); // a browser asks again unless it was refused
+    };
     for (const name of ["begin", "rows", "status", "gap", "fault"]) {
       source.addEventListener(name, (event) => {
         if (event.lastEventId) last = event.lastEventId;
@@ -24,7 +29,7 @@ export function follow(topics, handlers) {
       });
     }
   };
-  const close = () => { source?.close(); source = null; connection.value = "off"; };
+  const close = () => { clearTimeout(later); source?.close(); source = null; connection.value = "off"; };
   const seen = () => { if (document.hidden) close(); else if (!source) open(); };
   document.addEventListener("visibilitychange", seen);
   seen();

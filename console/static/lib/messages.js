@@ -13,11 +13,11 @@ export function partsOf(message) {
     if (typeof part === "string") parts.push({ kind: "text", text: part });
     else if (typeof part?.text === "string") parts.push({ kind: part.type === "thinking" ? "reasoning" : "text", text: part.text });
     else if (typeof part?.thinking === "string") parts.push({ kind: "reasoning", text: part.thinking });
-    else if (part?.type === "tool_use") parts.push({ kind: "call", name: part.name, text: JSON.stringify(part.input, null, 2) });
+    else if (part?.type === "tool_use") parts.push({ kind: "call", name: part.name, text: JSON.stringify(part.input ?? {}, null, 2) });
     else parts.push({ kind: part?.type ?? "part", text: JSON.stringify(part, null, 2) });
   }
-  for (const call of message.tool_calls ?? []) {
-    parts.push({ kind: "call", name: call.function?.name ?? call.name ?? call.type, text: pretty(call.function?.arguments ?? call.arguments ?? call) });
+  for (const call of [message.tool_calls ?? []].flat()) { // an agent may have sent anything
+    parts.push({ kind: "call", name: call?.function?.name ?? call?.name ?? call?.type, text: pretty(call?.function?.arguments ?? call?.arguments ?? call) });
   }
   return parts;
 }

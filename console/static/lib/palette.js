@@ -1,6 +1,7 @@
 // Ctrl-K: one box that goes anywhere: screens, what the present screen offers, or a trajectory by its id.
-import { html, signal, useEffect, useRef, useState } from "./ui.js";
+import { html, signal, useEffect, useInView, useRef, useState } from "./ui.js";
 import { SCREENS } from "../screens.js";
+import { Dialog } from "./dialog.js";
 import { go, listPath, trajectoryPath } from "./router.js";
 
 export const paletteOpen = signal(false);
@@ -32,13 +33,8 @@ function commandsFor(text) {
 export function Palette() {
   const [text, setText] = useState("");
   const [chosen, setChosen] = useState(0);
-  const box = useRef(null);
-  const before = useRef(null);
-  useEffect(() => {
-    before.current = document.activeElement;
-    box.current.focus();
-    return () => before.current?.focus?.();
-  }, []);
+  const places = useRef(null);
+  useInView(places, chosen);
   const commands = commandsFor(text);
   const close = () => { paletteOpen.value = false; };
   const run = (command) => { close(); command.run(); };
@@ -46,20 +42,19 @@ export function Palette() {
     if (event.key === "ArrowDown") setChosen((chosen + 1) % commands.length);
     else if (event.key === "ArrowUp") setChosen((chosen + commands.length - 1) % commands.length);
     else if (event.key === "Enter" && commands[chosen]) run(commands[chosen]);
-    else if (event.key === "Escape") close();
+    else if (event.key.toLowerCase() === "k" && (event.ctrlKey || event.metaKey)) close();
     else return;
     event.preventDefault();
-    event.stopPropagation();
   };
-  return html`<div class="veil" onClick=${(e) => e.target === e.currentTarget && close()}>
-    <div class="palette" role="dialog" aria-modal="true" aria-label="Go to">
-      <input ref=${box} value=${text} placeholder="A screen, a filter, or a trajectory's id" aria-label="Go to"
+  return html`<${Dialog} label="Go to" onClose=${close}>
+    <div class="palette">
+      <input value=${text} placeholder="A screen, a filter, or a trajectory's id" aria-label="Go to"
         role="combobox" aria-expanded="true" aria-controls="palette-list" aria-activedescendant=${`palette-${chosen}`}
         onInput=${(e) => { setText(e.target.value); setChosen(0); }} onKeyDown=${press} />
-      <ul id="palette-list" role="listbox" aria-label="Places">
+      <ul ref=${places} id="palette-list" role="listbox" aria-label="Places">
         ${commands.map((command, i) => html`<li id=${`palette-${i}`} role="option" aria-selected=${i === chosen} onMouseMove=${() => setChosen(i)} onClick=${() => run(command)}>
           ${command.title}<kbd>${command.hint}</kbd></li>`)}
       </ul>
     </div>
-  </div>`;
+  </${Dialog}>`;
 }

@@ -1,7 +1,11 @@
 // The whole state of a page is in its address: `place` holds it, `go` changes it, links are shared as they stand.
 import { signal } from "./ui.js";
 
-const read = () => ({ path: location.pathname, query: new URLSearchParams(location.search) });
+const left = new Map(); // of each path its newest address
+const read = () => {
+  left.set(location.pathname, location.pathname + location.search);
+  return { path: location.pathname, query: new URLSearchParams(location.search) };
+};
 export const place = signal(read());
 
 export function go(address, { replace = false } = {}) {
@@ -9,6 +13,9 @@ export function go(address, { replace = false } = {}) {
   history[replace ? "replaceState" : "pushState"](null, "", address);
   place.value = read();
 }
+
+// A path as it was left, with its filter and what was chosen.
+export const asLeft = (path) => left.get(path) ?? path;
 
 // The present address with other values in its query; null takes one out.
 export function withQuery(changes) {

@@ -11,11 +11,11 @@ export function Saved({ kind, title }) {
     event.preventDefault();
     const query = place.value.query.toString();
     if (!name.trim()) return;
-    put([...kept.filter((one) => one.name !== name.trim()), { name: name.trim(), address: place.value.path + (query ? `?${query}` : "") }]);
+    put([...load(kind, []).filter((one) => one.name !== name.trim()), { name: name.trim(), address: place.value.path + (query ? `?${query}` : "") }]);
     setName("");
   };
   return html`<details class="chooser saved"><summary>${title}</summary><div>
-    ${kept.length ? html`<ul>${kept.map((one) => html`<li><a href=${one.address}>${one.name}</a><button class="quiet" aria-label=${`Forget ${one.name}`} onClick=${() => put(kept.filter((o) => o !== one))}>✕</button></li>`)}</ul>` : html`<p class="dim">None is kept in this browser yet.</p>`}
+    ${kept.length ? html`<ul>${kept.map((one) => html`<li><a href=${one.address}>${one.name}</a><button class="quiet" aria-label=${`Forget ${one.name}`} onClick=${() => put(load(kind, []).filter((o) => o.name !== one.name))}>✕</button></li>`)}</ul>` : html`<p class="dim">None is kept in this browser yet.</p>`}
     <form onSubmit=${keep}><input value=${name} aria-label="Name" placeholder="Keep this as …" maxlength="80" onInput=${(e) => setName(e.target.value)} /><button>Keep</button></form>
   </div></details>`;
 }

@@ -1,5 +1,5 @@
 // A list of rows: one row chosen, rows picked, cells that narrow the list, a head that stays. Rows are keyed by their id.
-import { html, useEffect, useRef, useState } from "./ui.js";
+import { html, useEffect, useInView, useRef, useState } from "./ui.js";
 import { sqlPath } from "./router.js";
 
 const AT_ONCE = 50; // rows that fill a window; the others are drawn in the next frame
@@ -12,14 +12,12 @@ export function Table({ label, columns, rows, chosen, onChoose, onTerm, fresh, p
   const body = useRef(null);
   const [whole, setWhole] = useState(false);
   useEffect(() => setWhole(true), []);
-  useEffect(() => {
-    if (chosen) body.current?.querySelector("[aria-selected=true]")?.scrollIntoView({ block: "nearest" });
-  }, [chosen, whole]);
+  useInView(body, chosen, whole);
   return html`<div class="scroll" tabindex="0" role="region" aria-label=${label}><table class="rows">
     <caption class="hidden">${label}</caption>
     <thead><tr>${onPick ? html`<th scope="col"><span class="hidden">picked</span></th>` : null}${columns.map((c) => html`<th scope="col" class=${c.number ? "number" : ""} title=${c.hint}>${c.title}</th>`)}</tr></thead>
     <tbody ref=${body}>${(whole ? rows : rows.slice(0, AT_ONCE)).map((row) => html`<tr key=${row.id + row.group} data-id=${row.id} class=${`${fresh?.has(row.id) ? "fresh" : ""} ${picked?.has(row.id) ? "picked" : ""}`} aria-selected=${row.id === chosen} onClick=${() => onChoose(row.id)}>
-      ${onPick ? html`<td class="pick" onClick=${(e) => { e.stopPropagation(); e.preventDefault(); onPick(row.id, e.shiftKey); }}><input type="checkbox" tabindex="-1" aria-label=${`Pick ${row.id}`} checked=${picked.has(row.id)} /></td>` : null}
+      ${onPick ? html`<td class="pick" onClick=${(e) => { e.stopPropagation(); onPick(row.id, e.shiftKey); }}><input type="checkbox" tabindex="-1" aria-label=${`Pick ${row.id}`} checked=${picked.has(row.id)} /></td>` : null}
       ${columns.map((c) => html`<${Cell} column=${c} row=${row} onTerm=${onTerm} />`)}
     </tr>`)}</tbody>
   </table></div>`;

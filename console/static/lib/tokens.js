@@ -31,7 +31,9 @@ export function Tokens({ ids, prompt, signals, signal, texts = null, known = { t
   const box = useRef(null);
   const [over, setOver] = useState(null);
   const chosen = signals.find((s) => s.name === signal && s.values);
+  const drawn = useRef(null); // the signal that the colours are of
   useLayoutEffect(() => {
+    drawn.current = signal;
     const scale = chosen ? scaleOf(chosen) : null;
     const colour = (i) => (scale ? scale.of(chosen.values[i]) : "");
     const blocks = [];
@@ -42,6 +44,8 @@ export function Tokens({ ids, prompt, signals, signal, texts = null, known = { t
     box.current.innerHTML = blocks.join("");
   }, [ids, texts]);
   useEffect(() => {
+    if (drawn.current === signal) return;
+    drawn.current = signal;
     const scale = chosen ? scaleOf(chosen) : null;
     for (const block of box.current.children) {
       const from = Number(block.dataset.from);
@@ -50,7 +54,7 @@ export function Tokens({ ids, prompt, signals, signal, texts = null, known = { t
         token.className = (at < prompt ? "p " : "") + (scale ? scale.of(chosen.values[at]) : "");
       });
     }
-  }, [signal, ids, texts]);
+  }, [signal]);
   const point = (event) => {
     const token = event.target.closest("i");
     if (!token || !box.current.contains(token)) return setOver(null);

@@ -31,11 +31,19 @@ export default function Curate({ query }) {
 // The rows of a queue, read on when they run out; those that were judged here leave it.
 function useQueue(filter) {
   const [state, setState] = useState({ rows: [], next: null, error: null, loading: true });
-  const read = (after) => get(withWords("/trajectories.json", { q: filter, after })).then(
-    (data) => setState((old) => ({ rows: after ? [...old.rows, ...data.rows] : data.rows, next: data.next, error: null, loading: false })),
-    (error) => setState((old) => ({ ...old, error, loading: false })));
-  useLayoutEffect(() => { read(null); }, [filter]);
-  return { ...state, more: () => state.next && read(state.next), reload: () => read(null) };
+  const asked = useRef(null); // behind which row it is being read
+  const read = async (after) => {
+    if (asked.current === after) return; // keys come faster than answers
+    asked.current = after;
+    try {
+      const data = await get(withWords("/trajectories.json", { q: filter, after }));
+      if (asked.current === after) setState((old) => ({ rows: after ? [...old.rows, ...data.rows] : data.rows, next: data.next, error: null, loading: false }));
+    } catch (error) { if (asked.current === after) setState((old) => ({ ...old, error, loading: false })); }
+    if (asked.current === after) asked.current = null;
+  };
+  const reload = () => { setState((old) => ({ ...old, error: null, loading: true })); read(""); };
+  useLayoutEffect(() => { read(""); }, [filter]);
+  return { ...state, more: () => { if (state.next) read(state.next); }, reload };
 }
 
 function Queue({ filter, at, onShown }) {
@@ -53,14 +61,15 @@ function Queue({ filter, at, onShown }) {
     if (place + by >= rows.length - 3) queue.more();
     if (to) setQuery({ at: to.id });
   };
+  // The row itself, also where a word on it has taken it out of the filter. A group that is held goes on with a word on the group.
+  const meant = (action) => ({ q: row.state === "running" ? "state:running" : "", ids: [row.id], about: action === "keep" && row.state === "held" ? "group" : "trajectory" });
   const say = async (action) => {
     if (!row || busy.current) return;
     if (!author.value) { setForm(action); return; }
     busy.current = true;
     setFault(null);
     try {
-      // A group that is held goes on with a word on the group itself.
-      await decide({ q: filter, ids: [row.id], action, about: action === "keep" && row.state === "held" ? "group" : "trajectory" });
+      await decide({ ...meant(action), action });
       setJudged(new Map(judged).set(row.id, action));
       step(1);
     } catch (error) { setFault(error); }
@@ -70,10 +79,7 @@ function Queue({ filter, at, onShown }) {
     if (!lastDone.value) return;
     const gone = new Set(lastDone.value.decisions.map((d) => d.trajectory));
     const groups = new Set(lastDone.value.decisions.filter((d) => !d.trajectory).map((d) => d.prompt));
-    try {
-      await undo(lastDone.value.decisions);
-      setJudged(new Map([...judged].filter(([id]) => !gone.has(id) && !groups.has(rows.find((r) => r.id === id)?.prompt))));
-    } catch (error) { setFault(error); }
+    if (await undo(lastDone.value.decisions)) setJudged(new Map([...judged].filter(([id]) => !gone.has(id) && !groups.has(rows.find((r) => r.id === id)?.prompt))));
   };
   useKeys([
     { key: "y", does: "keep", run: () => { say("keep"); } },
@@ -85,7 +91,7 @@ function Queue({ filter, at, onShown }) {
     { key: "m", does: "note", run: () => row && setForm("note") },
     { key: "z", does: "undo", run: () => { back(); } },
   ], "Curate");
-  if (queue.error) return html`<section class="queue"><${Failed} error=${queue.error} retry=${queue.reload} /></section>`;
+  if (queue.error && !row) return html`<section class="queue"><${Failed} error=${queue.error} retry=${queue.reload} /></section>`;
   if (queue.loading) return html`<section class="queue"><${Loading} /></section>`;
   if (!row) return html`<section class="queue"><${Empty}>Nothing waits in this queue. <button onClick=${queue.reload}>Look again</button></${Empty}></section>`;
   const word = judged.get(row.id);
@@ -99,7 +105,8 @@ function Queue({ filter, at, onShown }) {
       <button onClick=${() => setForm("override_reward")}>Reward <kbd>r</kbd></button><button onClick=${() => setForm("tag")}>Tag <kbd>t</kbd></button><button onClick=${() => setForm("note")}>Note <kbd>m</kbd></button>
     </div>
     ${fault ? html`<p class="warn" role="alert">${fault.message}</p>` : null}
-    ${form ? html`<${DecisionForm} wanted=${{ q: filter, ids: [row.id] }} of=${row.id} action=${form} onClose=${() => setForm(null)} />` : null}
+    ${queue.error ? html`<${Failed} error=${queue.error} retry=${queue.more} />` : null}
+    ${form ? html`<${DecisionForm} wanted=${meant(form)} of=${row.id} action=${form} onClose=${() => setForm(null)} />` : null}
     <${Last} uid=${row.id} />
   </section>`;
 }

@@ -1,14 +1,15 @@
 // A recipe being written: a form of its schema with presets, tried on the pool, published. The draft is in the address.
 import { html, useEffect, useMemo, useState } from "../lib/ui.js";
-import { post, useData } from "../lib/api.js";
+import { post, useAnswer, useData } from "../lib/api.js";
 import { listPath, setQuery, trajectoryPath } from "../lib/router.js";
 import { useKeys } from "../lib/keys.js";
-import { Conditions, SchemaForm, put } from "../lib/form.js";
+import { Conditions, SchemaForm, isObject, put } from "../lib/form.js";
 import { count, quoted, short, words } from "../lib/format.js";
 import { Figure, Stream } from "../lib/stream.js";
 import { AsSql } from "../lib/table.js";
 import { Failed, Loading } from "../lib/states.js";
 
+const SLOW = 65000; // milliseconds that the pool and the stream workers may take
 const BEGIN = { name: "new-recipe", algorithm: "grpo" };
 
 export default function Draft({ query }) {
@@ -17,7 +18,9 @@ export default function Draft({ query }) {
   const written = query.get("draft");
   const base = query.get("base");
   const value = useMemo(() => {
-    if (written) { try { return JSON.parse(written); } catch { return BEGIN; } }
+    if (written) {
+      try { const said = JSON.parse(written); return isObject(said) ? said : BEGIN; } catch { return BEGIN; }
+    }
     if (!base) return BEGIN;
     return known.data?.recipes.find((r) => r.name === base)?.recipe ?? null;
   }, [written, base, known.data]);
@@ -53,7 +56,12 @@ export default function Draft({ query }) {
 function AsText({ value, onChange }) {
   const [error, setError] = useState(null);
   const read = (event) => {
-    try { onChange(JSON.parse(event.target.value)); setError(null); } catch (fault) { setError(fault.message); }
+    try {
+      const said = JSON.parse(event.target.value);
+      if (!isObject(said)) throw new TypeError('A recipe is an object: {"name": …}.');
+      onChange(said);
+      setError(null);
+    } catch (fault) { setError(fault.message); }
   };
   return html`<details><summary>As JSON</summary><textarea class="code" rows="12" spellcheck="false" aria-label="The recipe as JSON" value=${JSON.stringify(value, null, 1)} onChange=${read}></textarea>${error ? html`<p class="fault" role="alert">${error}</p>` : null}<p class="dim">What is not said here is the preset's or the default. <code>claw recipes apply FILE</code> takes the same.</p></details>`;
 }
@@ -61,25 +69,18 @@ function AsText({ value, onChange }) {
 // ------------------------------------------------------------------------------------------------------------- dry run
 
 function Tried({ fields, untold, show, recipe, inForce }) {
-  const [state, setState] = useState({ counts: null, error: null });
-  const [turn, setTurn] = useState(0);
-  useEffect(() => {
-    let gone = false;
-    setState({ counts: null, error: null });
-    post("/recipes/dry-run.json", { fields }, { deadline: 65000 }).then((s) => { if (!gone) setState({ counts: s.counts, error: null }); }, (error) => { if (!gone) setState({ counts: null, error }); });
-    return () => { gone = true; };
-  }, [JSON.stringify(fields), turn]);
+  const { data, error, again } = useAnswer("/recipes/dry-run.json", { fields }, SLOW);
   if (untold.length) return html`<p class="warn" role="alert">The pool does not tell ${untold.join(", ")}: leave these filters out to try the others.</p>`;
-  if (state.error) return html`<${Failed} error=${state.error} retry=${() => setTurn(turn + 1)} />`;
-  if (!state.counts) return html`<p class="note" role="status">Judging what the pool has …</p>`;
-  const of = (about) => state.counts.filter((c) => c.about === about);
+  if (error) return html`<${Failed} error=${error} retry=${again} />`;
+  if (!data) return html`<p class="note" role="status">Judging what the pool has …</p>`;
+  const of = (about) => data.counts.filter((c) => c.about === about);
   const sum = (rows) => rows.reduce((total, row) => total + row.number, 0);
   const groups = of("group");
   const left = groups.filter((g) => g.outcome !== "emitted");
   const emitted = of("trajectory").filter((t) => t.outcome === "emitted");
   const total = (name) => emitted.reduce((all, row) => all + row[name], 0);
   const batches = Math.floor(recipe.batch.tokens ? total("tokens") / recipe.batch.tokens : sum(groups.filter((g) => g.outcome === "emitted")) / recipe.batch.groups);
-  return html`<section class="tried" aria-label="Dry run"><header><h2>What would become of what has ended in run ${recipe.run_id}, channel ${recipe.channel}</h2><button class="quiet" onClick=${() => setTurn(turn + 1)}>Again</button><${AsSql} of="dry-run" draft=${JSON.stringify(fields)} /></header>
+  return html`<section class="tried" aria-label="Dry run"><header><h2>What would become of what has ended in run ${recipe.run_id}, channel ${recipe.channel}</h2><button class="quiet" onClick=${again}>Again</button><${AsSql} of="dry-run" draft=${JSON.stringify(fields)} /></header>
     ${groups.length ? html`<p class="sentence"><b>${count(sum(groups))}</b> groups${left.length ? ": " : ""}${left.map((g, i) => html`${i ? ", " : ""}<${Number} row=${g} show=${show} /> ${words(g.reason)}`)} → <${Number} row=${groups.find((g) => g.outcome === "emitted") ?? { about: "group", outcome: "emitted", reason: "complete", number: 0 }} show=${show} /> to train, ${count(batches)} batches${emitted.length ? html`; <b>${short(total("tokens"))} tokens</b>, ${short(total("sampled"))} of them sampled` : ""}</p>
       <p class="sentence dim">${count(sum(of("trajectory")))} trajectories: ${of("trajectory").map((t, i) => html`${i ? ", " : ""}<${Number} row=${t} show=${show} /> ${t.outcome === "emitted" ? "trained" : words(t.reason)}${t.tokens ? html` <small>${short(t.tokens)} tokens</small>` : ""}`)}</p>`
       : html`<p>The pool has no ended trajectory of this run and channel.</p>`}
@@ -92,17 +93,11 @@ const Number = ({ row, show }) => html`<${Figure} value=${row.number} name=${nam
 
 function Behind({ fields, show }) {
   const [about, outcome, ...reason] = show.split("/");
-  const [state, setState] = useState({ rows: null, error: null });
-  useEffect(() => {
-    let gone = false;
-    setState({ rows: null, error: null });
-    post("/recipes/dry-run/list.json", { fields, about, outcome, reason: reason.join("/") }, { deadline: 65000 }).then((s) => { if (!gone) setState({ rows: s.rows, most: s.most, error: null }); }, (error) => { if (!gone) setState({ rows: null, error }); });
-    return () => { gone = true; };
-  }, [show, JSON.stringify(fields)]);
-  if (state.error) return html`<${Failed} error=${state.error} />`;
-  if (!state.rows) return html`<p role="status" class="dim">Reading …</p>`;
-  return html`<div class="behind"><p class="dim">${about} ${outcome}: ${words(reason.join("/"))}${state.rows.length === state.most ? `, the first ${count(state.most)}` : ""}</p>
-    <ul>${state.rows.map((r) => html`<li><a href=${r.trajectory_uid ? trajectoryPath(r.trajectory_uid) : listPath(`group:${quoted(r.group_id)}`)}>${r.trajectory_uid || r.group_id}</a></li>`)}</ul></div>`;
+  const { data, error, again } = useAnswer("/recipes/dry-run/list.json", { fields, about, outcome, reason: reason.join("/") }, SLOW);
+  if (error) return html`<${Failed} error=${error} retry=${again} />`;
+  if (!data) return html`<p role="status" class="dim">Reading …</p>`;
+  return html`<div class="behind"><p class="dim">${about} ${outcome}: ${words(reason.join("/"))}${data.rows.length === data.most ? `, the first ${count(data.most)}` : ""}</p>
+    <ul>${data.rows.map((r) => html`<li><a href=${r.trajectory_uid ? trajectoryPath(r.trajectory_uid) : listPath(`group:${quoted(r.group_id)}`)}>${r.trajectory_uid || r.group_id}</a></li>`)}</ul></div>`;
 }
 
 // ------------------------------------------------------------------------------------------------------------- publish
@@ -113,7 +108,7 @@ function Publish({ fields, ready }) {
   const publish = async () => {
     if (state.busy) return;
     setState({ ...state, busy: true });
-    try { setState({ sure: false, busy: false, error: null, said: await post("/recipes.json", { fields }, { deadline: 65000 }) }); } catch (error) { setState({ sure: false, busy: false, said: null, error }); }
+    try { setState({ sure: false, busy: false, error: null, said: await post("/recipes.json", { fields }, { deadline: SLOW }) }); } catch (error) { setState({ sure: false, busy: false, said: null, error }); }
   };
   if (state.said) return html`<span class="note" role="status">Version ${state.said.version} of <a href="/recipes">${state.said.name}</a> is in force: it judges the groups that begin from now on.${state.said.warnings.map((w) => html`<p class="bad-text">Warning: ${w}</p>`)}</span>`;
   return html`${state.error ? html`<span class="bad-text" role="alert">${state.error.message}</span>` : null}

@@ -6,7 +6,7 @@ import { go, groupsPath, listPath, place, withQuery } from "../lib/router.js";
 import { Bars, Share } from "../lib/bars.js";
 import { Chart } from "../lib/chart.js";
 import { AsSql } from "../lib/table.js";
-import { ago, count, moment, number, quoted, rate, short, some, span, words } from "../lib/format.js";
+import { ago, count, many, moment, number, quoted, rate, short, span, words } from "../lib/format.js";
 import { Empty, Failed, Loading } from "../lib/states.js";
 
 const WHY = { away: "ClickHouse is away.", unmade: "The pool has no tables.", refused: "ClickHouse refuses." };
@@ -54,7 +54,7 @@ function Strip({ status }) {
     <${Stage} title="Steps" what="stored" stage=${stages.steps} href=${listPath("")} notes=${[
       numbers?.faulty_steps ? html`<a class="bad-text" href=${listPath("fault:*")}>${count(numbers.faulty_steps)} faulty</a>` : tokens,
       numbers?.broken_steps ? html`${count(numbers.broken_steps)} broken off` : null,
-      status.dead_letters ? html`<span class="bad-text" title="claw dlq list shows them">${some(status.dead_letters, "dead letter")}</span>` : null,
+      status.dead_letters ? html`<span class="bad-text" title="claw dlq list shows them">${many(status.dead_letters, "dead letter")}</span>` : null,
       lag.sinks ? html`${count(lag.sinks)} not stored yet` : null]} />
     <${Stage} title="Trajectories" what="ended" stage=${stages.trajectories} href=${listPath("")} notes=${[
       status.open_groups !== null && html`<a href=${listPath("state:running")}>${count(status.open_groups)} groups open</a>`,
@@ -86,8 +86,8 @@ function Curves({ recipes }) {
   const chosen = known.find((r) => r.name === wanted) ?? known[0];
   const drawn = useMemo(() => (chosen ? curvesOf(chosen, by) : null), [chosen && JSON.stringify(chosen.batches.at(-1)), chosen?.batches.length, chosen?.name, by]);
   const tokens = useTokenCurves(chosen);
-  const more = chosen && tokens ? tokenCurvesOf(chosen, by, tokens) : [];
-  const missing = chosen && tokens ? Object.entries(tokens.missing) : [];
+  const more = useMemo(() => (tokens ? tokenCurvesOf(chosen, by, tokens) : []), [drawn, tokens]); // the same until there is more: a chart that is zoomed stays so
+  const missing = tokens ? Object.entries(tokens.missing) : [];
   return html`<section class="curves"><header><h2>Over batches</h2>
       ${known.length > 1 ? html`<label>recipe <select onChange=${(e) => go(withQuery({ recipe: e.target.value }), { replace: true })}>${known.map((r) => html`<option selected=${r.name === chosen.name}>${r.name}</option>`)}</select></label>` : html`<b>${chosen?.name}</b>`}
       <label>by <select onChange=${(e) => go(withQuery({ x: e.target.value }), { replace: true })}>${["batch", "policy", "time"].map((x) => html`<option selected=${x === by}>${x}</option>`)}</select></label>
@@ -101,15 +101,16 @@ const NAMES = { entropy: "Entropy", mismatch: "Trainer − engine log-prob" };
 
 // Curves of trained tokens are read anew with each new batch, not with each look at the page.
 function useTokenCurves(recipe) {
-  const { data, reload } = useData(recipe ? `/flow/curves.json?recipe=${encodeURIComponent(recipe.name)}` : null);
+  const address = recipe ? `/flow/curves.json?recipe=${encodeURIComponent(recipe.name)}` : null;
+  const { data, of, reload } = useData(address);
   const newest = recipe?.batches.at(-1);
-  const told = useRef(null);
-  const now = recipe ? `${recipe.name} ${newest?.sequence} ${newest?.policy_version}` : null;
+  const told = useRef({ address: null, now: null });
+  const now = `${newest?.sequence} ${newest?.policy_version}`;
   useEffect(() => {
-    if (told.current !== null && told.current !== now) reload();
-    told.current = now;
-  }, [now]);
-  return data;
+    if (told.current.address === address && told.current.now !== now) reload();
+    told.current = { address, now };
+  }, [address, now]);
+  return of === address ? data : null; // else they are of another recipe
 }
 
 function tokenCurvesOf(recipe, by, { points }) {

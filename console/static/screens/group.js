@@ -8,7 +8,7 @@ import { Diff, diffPath } from "../lib/diff.js";
 import { Forest } from "../lib/forest.js";
 import { RewardBars } from "../lib/rewards.js";
 import { AsSql } from "../lib/table.js";
-import { count, number, some, words } from "../lib/format.js";
+import { count, many, number, words } from "../lib/format.js";
 import { Badge, Empty, Failed, Loading } from "../lib/states.js";
 
 const MODES = [
@@ -52,9 +52,9 @@ export default function Group({ run, group, query }) {
 
 function Compare({ data }) {
   if (!data.members.length) return html`<${Empty}>None of its rollouts has ended.</${Empty}>`;
-  return html`${data.shared.length ? html`<section><details><summary>${some(data.shared.length, "message")} that all begin with</summary><${Messages} messages=${data.shared} /></details></section>` : null}
+  return html`${data.shared.length ? html`<section><details><summary>${many(data.shared.length, "message")} that all begin with</summary><${Messages} messages=${data.shared} /></details></section>` : null}
     <div class="rollouts" tabindex="0" role="region" aria-label="Rollouts">${data.members.map((m) => html`<article key=${m.id}>
-      <header><h2><a href=${trajectoryPath(m.id)}>${m.id}</a></h2><p><b>${m.reward === null ? "no reward" : number(m.reward)}</b> · ${m.status}${m.complete ? "" : ", incomplete"} · ${some(m.steps, "step")}${m.tokens === null ? "" : ` · ${some(m.tokens, "token")}`}${m.policy === null ? "" : ` · policy ${m.policy}`}</p>
+      <header><h2><a href=${trajectoryPath(m.id)}>${m.id}</a></h2><p><b>${m.reward === null ? "no reward" : number(m.reward)}</b> · ${m.status}${m.complete ? "" : ", incomplete"} · ${many(m.steps, "step")}${m.tokens === null ? "" : ` · ${many(m.tokens, "token")}`}${m.policy === null ? "" : ` · policy ${m.policy}`}</p>
         ${Object.keys(m.rewards).length > 1 ? html`<p class="dim">${Object.entries(m.rewards).map(([k, v]) => `${k} ${number(v)}`).join(" · ")}</p>` : null}
         ${m.outcomes.filter((o) => o.outcome !== "emitted").map((o) => html`<${Badge} kind="discarded">${words(o.reason)}</${Badge}> `)}</header>
       ${m.messages === null ? html`<p class="dim">${m.characters ? "The conversation is too long to stand beside others." : "The messages are not known: it was sent as tokens."}</p>`

@@ -21,12 +21,13 @@ export default function Recipes() {
 
 function One({ recipe, reload }) {
   const full = recipe.recipe;
-  const groups = full?.batch.groups;
+  const tokens = full?.batch.tokens ?? null;
+  const groups = tokens === null ? full?.batch.groups : null;
   const of = (about) => recipe.fates.filter((f) => f.about === about);
   const list = (f) => listPath(`recipe:${quoted(recipe.name)} ${f.outcome === "emitted" ? "state:ready,batched,trained" : `reason:${quoted(f.reason)}`}`);
   return html`<section class="recipe-card"><header><h3>${recipe.name}<small>version ${recipe.version}</small></h3>
       <${Badge} kind=${recipe.in_force ? "ready" : "discarded"}>${recipe.in_force ? "in force" : "ended"}</${Badge}>
-      <span class="dim">run ${recipe.run}${full ? `, channel ${full.channel}, ${full.algorithm}, groups of ${full.group.size}, ${groups} groups a batch${full.review === "required" ? ", reviewed" : ""}` : ""}</span>
+      <span class="dim">run ${recipe.run}${full ? `, channel ${full.channel}, ${full.algorithm}, groups of ${full.group.size}, ${tokens === null ? many(groups, "group") : many(tokens, "token")} a batch${full.review === "required" ? ", reviewed" : ""}` : ""}</span>
       ${recipe.in_force ? html`<a href=${`/recipes/draft?base=${encodeURIComponent(recipe.name)}`}>Change</a>` : null}
       ${recipe.in_force ? html`<${End} name=${recipe.name} reload=${reload} />` : null}</header>
     <div class="columns even"><div>
@@ -40,9 +41,13 @@ function One({ recipe, reload }) {
 }
 
 function End({ name, reload }) {
-  const [sure, setSure] = useState(false);
-  const [error, setError] = useState(null);
-  const end = () => post(`/recipes/${encodeURIComponent(name)}/delete.json`, {}).then(reload, setError);
-  if (error) return html`<span class="bad-text" role="alert">${error.message}</span>`;
-  return sure ? html`<button onClick=${end}>Yes, end ${name}: groups that begin later are not judged by it</button>` : html`<button class="quiet" onClick=${() => setSure(true)}>End …</button>`;
+  const [state, setState] = useState({ sure: false, busy: false, done: false, error: null });
+  const end = async () => {
+    if (state.busy) return;
+    setState({ ...state, busy: true, error: null });
+    try { await post(`/recipes/${encodeURIComponent(name)}/delete.json`, {}); reload(); setState({ ...state, done: true }); } catch (error) { setState({ ...state, error }); }
+  };
+  if (state.done) return html`<span class="dim" role="status">Ended; the pool shows it a moment later.</span>`;
+  return html`${state.error ? html`<span class="bad-text" role="alert">${state.error.message}</span>` : null}
+    ${state.sure ? html`<button aria-disabled=${state.busy} onClick=${end}>${state.busy ? "Ending …" : `Yes, end ${name}: groups that begin later are not judged by it`}</button>` : html`<button class="quiet" onClick=${() => setState({ ...state, sure: true })}>End …</button>`}`;
 }

@@ -8,10 +8,10 @@ import { useCommands } from "../lib/palette.js";
 import { FilterBox, withTerm } from "../lib/filter.js";
 import { AsSql, Table } from "../lib/table.js";
 import { load, save } from "../lib/prefs.js";
-import { ago, count, moment, number, quoted, span, time, words } from "../lib/format.js";
+import { ago, between, count, many, moment, number, quoted, span, time, words } from "../lib/format.js";
 import { Badge, Empty, Failed, Loading } from "../lib/states.js";
 import { Messages } from "../lib/messages.js";
-import { DecisionForm, decided } from "../lib/decide.js";
+import { DecisionForm, useDecided } from "../lib/decide.js";
 import { ExportForm } from "../lib/export.js";
 import { Saved } from "../lib/saved.js";
 
@@ -24,7 +24,7 @@ const COLUMNS = [
   { name: "reward", title: "reward", number: true, cell: (r) => html`<${Reward} value=${r.reward} />`, term: (r) => (r.reward === null ? null : `reward:${r.reward}`) },
   { name: "steps", title: "steps", number: true, cell: (r) => count(r.steps), term: (r) => `steps:${r.steps}` },
   { name: "tokens", title: "tokens", hint: "of the longest step with its prompt", number: true, cell: (r) => count(r.tokens) },
-  { name: "policy", title: "policy", number: true, cell: (r) => (r.policy_oldest === r.policy ? count(r.policy) : `${r.policy_oldest}–${r.policy}`), term: (r) => (r.policy === null ? null : `policy:${r.policy}`) },
+  { name: "policy", title: "policy", number: true, cell: (r) => between(r.policy_oldest, r.policy), term: (r) => (r.policy === null ? null : `policy:${r.policy}`) },
   { name: "status", title: "status", cell: (r) => html`${r.status}${r.complete ? "" : html` <${Badge} kind="discarded">incomplete</${Badge}>`}`, term: (r) => `status:${r.status}` },
   { name: "reason", title: "reason", cell: (r) => r.reasons.map(words).join(", "), term: (r) => (r.reasons.length ? `reason:${r.reasons[0]}` : null) },
   { name: "env", title: "env", cell: (r) => r.env ?? "", term: (r) => (r.env ? `env:${quoted(r.env)}` : null) },
@@ -56,7 +56,7 @@ export default function Trajectories({ query }) {
   const picks = usePicks(list.rows, filter);
   const [deciding, setDeciding] = useState(false);
   const [exporting, setExporting] = useState(false);
-  useEffect(() => { if (decided.value) list.reload(); }, [decided.value]);
+  useDecided(list.reload);
   const box = useRef(null);
   const setFilter = (q) => setQuery({ q, peek: null }, { replace: false });
   const addTerm = (term) => setFilter(withTerm(filter, term));
@@ -138,8 +138,9 @@ function Picked({ picks, filter, onDecide, onExport }) {
 
 // The whole pool is counted behind the rows, which are what somebody waits for.
 function Total({ filter, when }) {
-  const { data } = useData(!when ? null : withWords("/trajectories/count.json", { q: filter }));
-  return html`<span class="dim total" role="status">${data ? `${count(data.count)} ${filter ? "fit" : "in the pool"}` : ""}</span>`;
+  const address = withWords("/trajectories/count.json", { q: filter });
+  const { data, of } = useData(when ? address : null);
+  return html`<span class="dim total" role="status">${data && of === address ? `${count(data.count)} ${filter ? "fit" : "in the pool"}` : ""}</span>`;
 }
 
 function Chooser({ shown }) {
@@ -153,15 +154,15 @@ function Chooser({ shown }) {
 }
 
 function Peek({ uid, row }) {
-  const { data: read, error } = useData(trajectoryData(uid));
+  const { data: read, error, reload } = useData(trajectoryData(uid));
   const data = read?.id === uid ? read : null; // until the new ones come, the data are of another trajectory
   const step = useData(stepData(uid));
   const last = step.of === stepData(uid) ? step.data : null;
   return html`<aside class="peek" aria-label="Peek">
     <header><h2><a href=${trajectoryPath(uid)}>${uid}</a></h2><button class="quiet" aria-label="Close the peek" onClick=${() => setQuery({ peek: null })}>✕</button></header>
-    ${row ? html`<p><${Badge} kind=${row.state}>${row.state}</${Badge}> reward <b>${number(row.reward)}</b> · ${count(row.steps)} steps · ${ago(row.at)}</p>` : null}
-    ${error ? html`<${Failed} error=${error} />` : null}
+    ${row ? html`<p><${Badge} kind=${row.state}>${row.state}</${Badge}> reward <b>${number(row.reward)}</b> · ${many(row.steps, "step")} · ${ago(row.at)}</p>` : null}
+    ${error ? html`<${Failed} error=${error} retry=${reload} />` : null}
     ${data?.waits_for ? html`<p class="note">Waits for ${data.waits_for}.</p>` : null}
-    ${last?.id ? html`<${Messages} messages=${last.messages} />` : last ? html`<p class="dim">No step of it is stored.</p>` : error ? null : step.error ? html`<${Failed} error=${step.error} />` : html`<${Loading} />`}
+    ${last?.id ? html`<${Messages} messages=${last.messages} />` : last ? html`<p class="dim">No step of it is stored.</p>` : error ? null : step.error ? html`<${Failed} error=${step.error} retry=${step.reload} />` : html`<${Loading} />`}
   </aside>`;
 }

@@ -2,7 +2,7 @@
 // A mode is a line in MODES: {name, title, key, draw({uid, step, data, trajectory, query})}.
 import { html, useEffect, useMemo, useRef, useState } from "../lib/ui.js";
 import { useData } from "../lib/api.js";
-import { go, groupPath, listPath, setQuery, stepData, trajectoryData, trajectoryPath } from "../lib/router.js";
+import { asLeft, go, groupPath, listPath, setQuery, stepData, trajectoryData, trajectoryPath } from "../lib/router.js";
 import { useKeys } from "../lib/keys.js";
 import { useCommands } from "../lib/palette.js";
 import { Legend, Tokens } from "../lib/tokens.js";
@@ -13,7 +13,7 @@ import { Timeline } from "../lib/timeline.js";
 import { AsSql } from "../lib/table.js";
 import { count, many, moment, number, quoted, span, time, words } from "../lib/format.js";
 import { Badge, Empty, Failed, Loading } from "../lib/states.js";
-import { DecisionForm, decided, undo } from "../lib/decide.js";
+import { DecisionForm, undo, useDecided } from "../lib/decide.js";
 
 const MODES = [
   { name: "messages", title: "Messages", key: "1", draw: MessagesMode },
@@ -30,8 +30,12 @@ export default function Trajectory({ uid, query }) {
   const mode = MODES.find((m) => m.name === query.get("mode")) ?? MODES[0];
   const [newest, setNewest] = useState(null); // of the steps that were read, where the last one came after them
   const wanted = query.get("step") ?? newest;
-  const address = stepData(uid, wanted ?? undefined, mode.name === "tokens" ? "tokens" : "messages");
-  const content = useData(address);
+  const part = mode.name === "tokens" ? "tokens" : "messages";
+  const address = stepData(uid, wanted ?? undefined, part);
+  // What was read of the step stays, so that a mode that was shown is shown at once.
+  const messages = useData(part === "messages" ? address : null, { keep: true });
+  const tokens = useData(part === "tokens" ? address : null, { keep: true });
+  const content = part === "tokens" ? tokens : messages;
   const shown = content.of === address ? content.data : null;
   const before = useRef(null); // the step stays chosen while another mode reads what it shows of it
   const step = steps.find((s) => s.id === (wanted ?? shown?.id ?? before.current)) ?? null;
@@ -42,7 +46,7 @@ export default function Trajectory({ uid, query }) {
     if (to) setQuery({ step: to.id });
   };
   const [deciding, setDeciding] = useState(false);
-  useEffect(() => { if (decided.value) reload(); }, [decided.value]);
+  useDecided(reload);
   const sibling = (by) => {
     const all = (data?.siblings ?? []).map((s) => s.id);
     const to = all[all.indexOf(uid) + by];
@@ -55,7 +59,7 @@ export default function Trajectory({ uid, query }) {
     { key: "[", does: "previous of the group", run: () => sibling(-1) },
     ...MODES.map((m) => ({ key: m.key, does: m.title, run: () => setQuery({ mode: m.name }) })),
     { key: "d", does: "decide", run: () => setDeciding(true) },
-    { key: "u", does: "up to the list", run: () => go("/trajectories") },
+    { key: "u", does: "up to the list", run: () => go(asLeft("/trajectories")) },
   ], "Trajectory");
   useCommands(useMemo(() => MODES.map((m) => ({ title: `Mode ${m.title}`, hint: m.key, run: () => setQuery({ mode: m.name }) })), []));
   if (error && !data) return html`<${Failed} error=${error} retry=${reload} />`;
@@ -83,7 +87,7 @@ export default function Trajectory({ uid, query }) {
 
 function Tree({ steps, lost, chosen, rewards }) {
   const rewarded = Object.fromEntries(rewards.filter((r) => r.step && r.in_force).map((r) => [r.step, r.value]));
-  return html`<nav class="tree" aria-label="Steps"><h2>${count(steps.length)} steps</h2><ol>${steps.map((s) => html`<li key=${s.id} class=${`lane${Math.min(s.lane, 6)}`}>
+  return html`<nav class="tree" aria-label="Steps"><h2>${many(steps.length, "step")}</h2><ol>${steps.map((s) => html`<li key=${s.id} class=${`lane${Math.min(s.lane, 6)}`}>
       ${s.begins && s.index ? html`<small class="begins">${s.begins === "fork" ? "branches off" : s.orphan ? "its parent is not in the pool" : "a new conversation"}</small>` : null}
       <button aria-current=${s === chosen ? "step" : null} onClick=${() => setQuery({ step: s.id })} title=${s.id}>
         <b>${s.index + 1}</b><span>${s.role === "frozen" ? "frozen " : ""}${s.finish_reason ? words(s.finish_reason) : s.status}</span>
@@ -117,7 +121,7 @@ function TokensMode({ data, query }) {
       <span class="dim">${count(data.prompt_tokens)} prompt + ${count(data.ids.length - data.prompt_tokens)} response tokens${data.sample ? html` · sample ${data.sample.id.slice(0, 12)} of ${data.sample.recipe}` : ""}</span></header>
     ${chosen.missing ? html`<p class="note">Not recorded: ${chosen.missing}.</p>` : null}
     <p class="dim">${data.texts.texts ? html`<button aria-pressed=${!texts} onClick=${turn}>Ids <kbd>i</kbd></button> ${texts ? "The texts are the tokenizer's; " : ""}` : `Token ids: ${data.texts.missing}. `}the pool keeps ids, as the engine gave them. The prompt is pale.</p>
-    <${Tokens} ids=${data.ids} prompt=${data.prompt_tokens} signals=${data.signals} signal=${chosen.name} texts=${texts} known=${data.texts} />
+    <${Tokens} key=${data.id} ids=${data.ids} prompt=${data.prompt_tokens} signals=${data.signals} signal=${chosen.name} texts=${texts} known=${data.texts} />
   </div>`;
 }
 
@@ -137,8 +141,8 @@ function DiffMode({ uid, step, trajectory, query }) {
   </${Diff}>`;
 }
 
-function PrefixesMode({ uid, trajectory, query }) {
-  return html`<${Forest} address=${`/trajectories/${encodeURIComponent(uid)}/forest.json`} query=${query} chosen=${trajectory.id}
+function PrefixesMode({ uid, query }) {
+  return html`<${Forest} address=${`${trajectoryPath(uid)}/forest.json`} query=${query}
     onChoose=${(run) => { if (run.step) setQuery({ step: run.step }); }} />`;
 }
 
