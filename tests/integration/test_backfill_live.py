@@ -21,12 +21,13 @@ from claw_r1 import bus, registry, topics
 from claw_r1.codec import decode, pack_floats
 from claw_r1.events import Event, GroupCancel, GroupFact, GroupReady, Outcome, RecipeSet, RunPurged, Sample, Step
 from claw_r1.ids import derived_id
+from claw_r1.local.stack import BACKENDS, running_stack
 from claw_r1.recipes import Recipe
 from sinks import migrations
 from streams.state import PartitionState
 from streams.verdicts import ActiveRecipe
 from tests import warm
-from tests.conftest import Stack, wait_until
+from tests.conftest import wait_until
 from tests.factories import a_group, a_recipe, a_reward, a_trajectory, an_annotation
 from tests.log import Emitted, read, read_emitted, send
 from tests.pool import Pool
@@ -88,17 +89,17 @@ class Live:
 
 
 @pytest.fixture(scope="module")
-def live(spare: Stack, stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """On the broker to spare: stream workers own whole topics."""
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("backfill")
-    asyncio.run(bus.apply_topics(spare.kafka, topics.all_topics()))
-    asyncio.run(migrations.apply(stack.clickhouse, DATABASE))
-    sink = {"clickhouse": stack.clickhouse, "database": DATABASE, "sinks_port": 0}
-    with workers(
-        Worker("streams", folder / "w0.log", kafka=spare.kafka, streams_port=0, streams_worker="w0"),
-        Worker("sinks", folder / "sink.log", kafka=spare.kafka, **sink),
-    ):
-        yield Live(spare.kafka, stack.clickhouse)
+    with running_stack(folder / "stack", processes=BACKENDS) as stack:
+        asyncio.run(bus.apply_topics(stack.kafka, topics.all_topics()))
+        asyncio.run(migrations.apply(stack.clickhouse, DATABASE))
+        sink = {"clickhouse": stack.clickhouse, "database": DATABASE, "sinks_port": 0}
+        with workers(
+            Worker("streams", folder / "w0.log", kafka=stack.kafka, streams_port=0, streams_worker="w0"),
+            Worker("sinks", folder / "sink.log", kafka=stack.kafka, **sink),
+        ):
+            yield Live(stack.kafka, stack.clickhouse)
 
 
 def rules(name: str, run: str, **over: Any) -> Recipe:
