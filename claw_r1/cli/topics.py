@@ -92,7 +92,7 @@ def grow(
 ) -> None:
     """Give the events topic more partitions; open groups go along. Nobody may write meanwhile: stop all processes but brokers,
     ClickHouse, sinks and trainers before."""
-    from claw_r1.growth import (
+    from streams.growth import (
         grow as grow_events,
     )  # with the stream workers' own fold, which no other command here needs
 

@@ -16,10 +16,10 @@ from claw_r1.cli.entry import app
 from claw_r1.codec import MOVED, decode, header
 from claw_r1.errors import RetryableError, UserError
 from claw_r1.events import GroupCarried, GroupFact
-from claw_r1.growth import NotQuiet
 from claw_r1.ids import event_key
 from claw_r1.local.stack import running_stack
 from streams.carry import CARRIED
+from streams.growth import NotQuiet
 from streams.partition import PartitionWorker
 from tests.factories import RUN, a_group, a_recipe, a_reward, a_step
 from tests.log import Emitted, read_emitted, send, wait_for_groups
