@@ -92,9 +92,8 @@ def grow(
 ) -> None:
     """Give the events topic more partitions; open groups go along. Nobody may write meanwhile: stop all processes but brokers,
     ClickHouse, sinks and trainers before."""
-    from streams.growth import (
-        grow as grow_events,
-    )  # with the stream workers' own fold, which no other command here needs
+    # Imported here: no other command of these needs the stream workers' fold.
+    from streams.growth import grow as grow_events
 
     settings = StreamsSettings.read().model_copy(update={"kafka": kafka_address(kafka)})
     workers = WorkersSettings.read().group
