@@ -28,10 +28,8 @@ from claw_r1.ids import derived_id, event_key, recipe_key
 from claw_r1.registry import known_recipes
 from claw_r1.settings import StreamsSettings
 from claw_r1.topics import EVENTS, OUTCOMES, RECIPES, TRAJECTORIES
-from streams.partition import PartitionWorker
+from streams.partition import LEDGER_RECORDS, PartitionWorker
 
-LEDGER_RECORDS: Final = 50_000
-"""As many outcomes of a partition as a stream worker reads back in any case."""
 SEND_DEADLINE: Final = 30.0
 LOOK_EVERY: Final = 0.5
 _CLIENT: Final = "claw-growth"
@@ -91,9 +89,10 @@ async def grow(
 
 async def _look(kafka: str, consumer: AIOKafkaConsumer, before: int, partitions: int) -> Growth:
     """What `_grow` would do, as far as it can be seen without a stream worker."""
-    moving = await _moving(consumer, partitions, await _ends(consumer, before))
+    ends = await _ends(consumer, before)
+    moved = sum([len(await _moving(consumer, number, partitions, ends)) for number in ends])
     recipes = await _recipes_to_begin(kafka, partitions)
-    return Growth(before, partitions, len(moving), None, len({fact.name for _, fact in recipes}))
+    return Growth(before, partitions, moved, None, len({fact.name for _, fact in recipes}))
 
 
 async def _grow(
@@ -101,11 +100,14 @@ async def _grow(
 ) -> Growth:
     ends = await _ends(consumer, before)
     async with _owners(settings, ends) as owners:
-        moving = await _moving(consumer, partitions, ends)
         recipes = await _recipes_to_begin(settings.kafka, partitions)
         for topic in (TRAJECTORIES, OUTCOMES):
             await _add_partitions(client, topic, partitions)
-        await _send(settings.kafka, OUTCOMES, moving)
+        moved = 0
+        for number in ends:
+            moving = await _moving(consumer, number, partitions, ends)
+            await _send(settings.kafka, OUTCOMES, moving)
+            moved += len(moving)
         if await _ends(consumer, before) != ends:
             raise NotQuiet(
                 f"facts came to {EVENTS} meanwhile, and it has not grown: stop every gateway, worker, console and command, and "
@@ -121,7 +123,7 @@ async def _grow(
                 f"{EVENTS} has {partitions} partitions, but not all of its open groups have moved: {error!r}. {_AGAIN}"
             ) from error
     names = {fact.name for _, fact in recipes}
-    return Growth(before, partitions, len(moving), sum(map(len, carried)), len(names))
+    return Growth(before, partitions, moved, sum(map(len, carried)), len(names))
 
 
 @contextlib.asynccontextmanager
@@ -135,12 +137,11 @@ async def _owners(settings: StreamsSettings, ends: Mapping[int, int]) -> AsyncIt
         mine = settings.model_copy(update={"spill": spill, "worker": _CLIENT})
         try:
             for tp in late:
-                owners.append(PartitionWorker(mine, tp.partition, share=len(late)))
-                await owners[-1].rebuild(committed[tp])
-                owners[
-                    -1
-                ].tick()  # what fell due until now is decided at its time: elsewhere it would be at a later one
-                await owners[-1].write()
+                owner = PartitionWorker(mine, tp.partition, share=len(late))
+                owners.append(owner)
+                await owner.rebuild(committed[tp])
+                owner.tick()  # what fell due until now is decided at its time: elsewhere it would be at a later one
+                await owner.write()
             yield owners
         finally:
             await asyncio.gather(*(owner.stop() for owner in owners))
@@ -195,15 +196,12 @@ async def _count(client: AIOKafkaAdminClient, topic: str) -> int:
     return len(found["partitions"])
 
 
-async def _moving(consumer: AIOKafkaConsumer, partitions: int, ends: Mapping[int, int]) -> list[tuple[int, Record]]:
-    """What is known of groups whose facts go elsewhere from now on, for the worker of their new partition: it was all said
-    before that partition's next fact. What stands where a group was before an earlier growth is passed over."""
-    return [copy for number in ends async for copy in _moving_of(consumer, number, partitions, ends)]
-
-
-async def _moving_of(
+async def _moving(
     consumer: AIOKafkaConsumer, number: int, partitions: int, ends: Mapping[int, int]
-) -> AsyncIterator[tuple[int, Record]]:
+) -> list[tuple[int, Record]]:
+    """What is known of groups of one partition whose facts go elsewhere from now on, for the worker of their new partition: it
+    was all said before that partition's next fact. What stands where a group was before an earlier growth is passed over."""
+    copies: list[tuple[int, Record]] = []
     place = TopicPartition(OUTCOMES, number)
     consumer.assign([place])
     first = (await consumer.beginning_offsets([place]))[place]
@@ -219,7 +217,9 @@ async def _moving_of(
                 continue
             copy = event.model_copy(update={"partition": target, "pos": ends.get(target, 0)})
             made = encode(copy, source=_SOURCE, key=key)
-            yield target, made._replace(headers=[(MOVED, f"{number}/{record.offset}".encode()), *made.headers])
+            headers = [(MOVED, f"{number}/{record.offset}".encode()), *made.headers]
+            copies.append((target, made._replace(headers=headers)))
+    return copies
 
 
 async def _recipes_to_begin(kafka: str, partitions: int) -> list[tuple[int, RecipeSet]]:

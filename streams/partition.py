@@ -51,7 +51,7 @@ _GAUGES = (
     metrics.STREAMS_SPILLED_STEPS,
 )
 _LEDGER_SLACK_MS = 60_000
-_LEDGER_RECORDS = 50_000
+LEDGER_RECORDS = 50_000
 """So many outcomes are read back in any case: about those of CLOSED_KEPT groups."""
 
 
@@ -175,7 +175,7 @@ class PartitionWorker:
         consumer.pause(events)
         first = (await consumer.beginning_offsets([outcomes]))[outcomes]
         end = (await bus.end_offsets(consumer, [outcomes]))[outcomes]
-        low = max(first, end - _LEDGER_RECORDS)
+        low = max(first, end - LEDGER_RECORDS)
         if oldest is not None:
             found = (await consumer.offsets_for_times({outcomes: max(0, oldest - _LEDGER_SLACK_MS)}))[outcomes]
             low = low if found is None else min(low, max(first, found.offset))
