@@ -12,6 +12,7 @@ from claw_r1.events import Event, GroupFact, Outcome, RecipeActive, RecipeSet
 from streams.carry import draft, elsewhere
 from streams.readiness import GroupState
 from streams.state import Key, PartitionState
+from tests.factories import a_recipe
 from tests.unit.streams.partition_log import (
     FAR,
     Entry,
@@ -164,3 +165,13 @@ def fates(events: Sequence[Event]) -> dict[tuple[str, ...], Event]:
     orphans = {e.fact_id for e in late if e.reason == "never_opened"}
     again = {id(e) for e in late if e.fact_id in orphans and e.reason != "never_opened"}
     return effects([e for e in events if id(e) not in again], ignore=PLACES)
+
+
+def test_of_versions_that_begin_before_all_facts_the_newest_is_in_force() -> None:
+    known = [
+        RecipeActive(name="test", version=n, recipe=a_recipe(), run_id="default", partition=1, begins=-1)
+        for n in (2, 1)
+    ]
+    state = PartitionState(1)
+    state.load_recipes(known, before=0)
+    assert [active.version for active in state.recipes] == [2]
